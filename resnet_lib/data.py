@@ -1,0 +1,453 @@
+"""CIFAR-10 and the embedded digits: find, download, verify, augment, batch."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+
+from resnet_lib.progress import progress_bar
+
+__all__ = [
+    "Augmenter",
+    "Batches",
+    "Dataset",
+    "Images",
+    "Normalisation",
+    "download_cifar10",
+    "find_cifar10",
+    "load_cifar10",
+    "load_data",
+    "load_digits",
+    "plan_epoch",
+]
+
+PADDING = 4  # pixels on each side before the random crop; paper §4.2
+URL = CIFAR10.url
+ARCHIVE, ARCHIVE_MD5 = CIFAR10.filename, CIFAR10.tgz_md5
+FOLDER = CIFAR10.base_folder
+FILES = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+FILES[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures and their classes: uint8 (N, 3, 32, 32) and int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        shape, dtype = tuple(self.images.shape), self.images.dtype
+        if len(shape) != 4 or shape[1] != 3 or dtype != torch.uint8:
+            raise ValueError(
+                f"Images must be uint8 of shape (N, 3, H, W), got {dtype} of {shape}. "
+                "Convert with .to(torch.uint8) and .permute(0, 3, 1, 2)."
+            )
+        if self.labels.shape != (shape[0],) or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"Labels must be int64 of shape ({shape[0]},), got {self.labels.dtype} of "
+                f"{tuple(self.labels.shape)}. Give one class number per image."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Images":
+        return Images(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> "Images":
+        return Images(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training set, a test set and the names of the classes.
+
+    Raises ValueError for a label without a class.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images
+
+    def __post_init__(self) -> None:
+        for part in (self.train, self.test):
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(
+                    f"{self.name} has {len(self.classes)} classes, so labels run from 0 to "
+                    f"{len(self.classes) - 1}; found {low} to {high}. Check the label file."
+                )
+
+    @property
+    def note(self) -> str:
+        """One sentence for a caption: which data a number comes from."""
+        if self.name == "cifar10":
+            return "Data: CIFAR-10."
+        return "Data: scikit-learn's digits, because CIFAR-10 was not at hand."
+
+    def split(self, validation: int) -> tuple[Images, Images | None]:
+        """Set the last `validation` training images aside, as the paper's 45k/5k does.
+
+        Returns (training, validation), with None for a validation set of 0. CIFAR-10's
+        files are shuffled already, so the last images are a fair sample.
+        """
+        if not 0 <= validation < len(self.train):
+            raise ValueError(
+                f"Cannot set {validation} of {len(self.train)} training images aside. "
+                f"Choose a number from 0 to {len(self.train) - 1}."
+            )
+        if validation == 0:
+            return self.train, None
+        return self.train[:-validation], self.train[-validation:]
+
+
+# --- finding and loading ---------------------------------------------------------------
+
+
+def data_root() -> Path:
+    """The folder that holds `cifar-10-batches-py`: `RESNET_LIB_DATA`, else `data/`."""
+    if path := os.environ.get("RESNET_LIB_DATA"):
+        return Path(path).expanduser()
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
+
+
+def find_cifar10(root: Path | str | None = None) -> Path | None:
+    """The folder with CIFAR-10's files, or None where there is no such folder.
+
+    Raises RuntimeError, naming the file and the remedy, if a file is missing or damaged.
+    """
+    folder = Path(root or data_root()) / FOLDER
+    if not folder.is_dir():
+        return None
+    for name, md5 in FILES.items():
+        if not (folder / name).is_file():
+            problem = "is missing"
+        elif not check_integrity(folder / name, md5):
+            problem = "is damaged (its md5 sum is wrong)"
+        else:
+            continue
+        raise RuntimeError(
+            f"{folder / name} {problem}. Delete the folder {folder} and run again to "
+            "download CIFAR-10 afresh."
+        )
+    return folder
+
+
+def download_cifar10(root: Path | str | None = None, url: str | None = None) -> Path:
+    """Download, verify and unpack CIFAR-10 (170 MB); returns its folder.
+
+    `url` is another address of the same archive, `file:///…` for one already on disk; by
+    default `RESNET_LIB_CIFAR10_URL`, else the official one. What was downloaded before an
+    interruption is kept and the next call goes on from there. The archive is unpacked
+    beside its final place and renamed at the end, so a half-written set is never found.
+
+    Raises OSError if the address cannot be read or the archive is not CIFAR-10.
+    """
+    root = Path(root or data_root())
+    if folder := find_cifar10(root):
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    archive = root / ARCHIVE
+    if not check_integrity(archive, ARCHIVE_MD5):
+        _fetch(url or os.environ.get("RESNET_LIB_CIFAR10_URL") or URL, archive)
+    unpacked = root / (FOLDER + ".part")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    unpacked.mkdir()
+    with tarfile.open(archive) as tar:
+        # Only the files we know, each to a path that we choose.
+        for name in FILES:
+            source = tar.extractfile(f"{FOLDER}/{name}")
+            with source, open(unpacked / name, "wb") as target:
+                shutil.copyfileobj(source, target)
+    unpacked.rename(root / FOLDER)
+    archive.unlink()
+    return find_cifar10(root)
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
+    part = path.with_name(path.name + ".part")
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    help = (
+        "Run again to go on from there, or give another address of the same archive in "
+        "RESNET_LIB_CIFAR10_URL (file:///… for one on disk)."
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            if response.status != 206:  # the server sends the whole file
+                start = 0
+            size = response.headers.get("Content-Length")
+            bar = progress_bar(
+                desc="CIFAR-10",
+                initial=start,
+                total=start + int(size) if size else None,
+                unit="B",
+                unit_scale=True,
+            )
+            with bar, open(part, "ab" if start else "wb") as file:
+                while chunk := response.read(1 << 18):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if size and part.stat().st_size < start + int(size):
+                raise OSError("the connection closed early")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing is left to send; the md5 sum decides
+            raise OSError(f"{url} could not be read: {error}. {help}") from error
+    except OSError as error:
+        raise OSError(f"{url} could not be read: {error}. {help}") from error
+    if not check_integrity(part, ARCHIVE_MD5):
+        found = hashlib.md5(part.read_bytes()).hexdigest()
+        part.unlink()
+        raise OSError(
+            f"{url} is not the CIFAR-10 archive (md5 {found}, expected {ARCHIVE_MD5}); the "
+            "file was deleted. Run again, or give another address in RESNET_LIB_CIFAR10_URL."
+        )
+    part.rename(path)
+
+
+def load_cifar10(root: Path | str | None = None) -> Dataset:
+    """CIFAR-10 from disk: 50,000 training and 10,000 test images of ten classes.
+
+    Raises FileNotFoundError where it is not on disk; see `download_cifar10`.
+    """
+    root = Path(root or data_root())
+    if find_cifar10(root) is None:
+        raise FileNotFoundError(
+            f"No CIFAR-10 in {root}. Run `python -m resnet_lib.data` to download it, or point "
+            f"RESNET_LIB_DATA at the folder that holds {FOLDER}."
+        )
+    parts = [CIFAR10(root, train) for train in (True, False)]
+    return Dataset("cifar10", tuple(parts[0].classes), *map(_images, parts))
+
+
+def _images(part: CIFAR10) -> Images:
+    images = (
+        torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+    )  # (N, 3, 32, 32)
+    return Images(images, torch.tensor(part.targets))
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits as uint8 (N, 3, 32, 32): 1,437 train, 360 test.
+
+    The embedded default, for a machine without CIFAR-10: each 8×8 image is enlarged four
+    times and its one channel repeated.
+    """
+    from sklearn.datasets import load_digits as load
+
+    digits = load()
+    small = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
+    images = small[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    images = images.expand(-1, 3, -1, -1).contiguous()  # (1797, 3, 32, 32)
+    labels = torch.from_numpy(np.asarray(digits.target, dtype=np.int64))
+    # Every fifth is a test image: all writers and all classes on both sides.
+    test = torch.arange(len(labels)) % 5 == 0
+    names = tuple(str(digit) for digit in range(10))
+    train_set, test_set = (
+        Images(images[~test], labels[~test]),
+        Images(images[test], labels[test]),
+    )
+    return Dataset("digits", names, train_set, test_set)
+
+
+def load_data(root: Path | str | None = None, download: bool = True) -> Dataset:
+    """CIFAR-10 from disk, else downloaded, else the embedded digits, saying which.
+
+    Raises RuntimeError for CIFAR-10 files that are there but damaged: they are never
+    replaced in silence.
+    """
+    try:
+        if find_cifar10(root) is None and download:
+            download_cifar10(root)
+        return load_cifar10(root)
+    except OSError as error:
+        print(f"CIFAR-10 is not at hand ({error})")
+        print(
+            "Going on with scikit-learn's digits: the code is the same, the numbers are not."
+        )
+        return load_digits()
+
+
+# --- from uint8 to batches -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(x - mean) / std, with mean and std fixed on the training images.
+
+    `mean` is (3, 1, 1) per channel or (3, H, W) per pixel, `std` (3, 1, 1), both in the
+    units of uint8. Paper §4.2 subtracts the per-pixel mean and does not divide. The default
+    here is per channel: a random crop moves the picture against a per-pixel mean, and the
+    three numbers carry over to any other image. `black_border` pads before normalising
+    instead of after it: the border of a crop is then black instead of the mean colour.
+    """
+
+    mean: Tensor
+    std: Tensor
+    black_border: bool = False
+
+    @classmethod
+    def of(
+        cls, images: Tensor, per_pixel: bool = False, black_border: bool = False
+    ) -> "Normalisation":
+        """Measure mean and std on uint8 images (N, 3, H, W)."""
+        # Sums of integers: the same bits on every device and for every number of threads.
+        per_pixel_sum = images.sum(0, dtype=torch.int64).double()
+        if per_pixel:
+            mean = per_pixel_sum / len(images)
+            return cls(
+                mean.float(), torch.ones(3, 1, 1, device=images.device), black_border
+            )
+        counts = torch.stack(
+            [torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]
+        )
+        values = torch.arange(256, device=images.device, dtype=torch.float64)
+        pixels = counts.sum(1)
+        mean = (counts * values).sum(1) / pixels
+        variance = (counts * values**2).sum(1) / pixels - mean**2
+        mean, std = mean.view(3, 1, 1), variance.sqrt().view(3, 1, 1)
+        return cls(mean.float(), std.float(), black_border)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) to float32 of the same shape."""
+        return (images - self.mean) / self.std
+
+
+def plan_epoch(count: int, generator: torch.Generator) -> Tensor:
+    """One epoch's random choices: int64 (count, 4) of image, crop row, crop column, flip.
+
+    Drawn on the CPU, so that every device sees the same pictures in the same order.
+    """
+    return torch.stack(
+        [
+            torch.randperm(count, generator=generator),
+            torch.randint(2 * PADDING + 1, (count,), generator=generator),
+            torch.randint(2 * PADDING + 1, (count,), generator=generator),
+            torch.randint(2, (count,), generator=generator),
+        ],
+        dim=1,
+    )
+
+
+class Augmenter:
+    """Random crops and flips of a set of images, one choice per image, by a single gather.
+
+    Paper §4.2: 4 pixels are padded on each side, and a 32×32 crop is taken from the padded
+    image or its mirror image. Here each pixel of the padded set is four bytes (red, green,
+    blue, nothing), so that a batch is one lookup of int32 numbers in a flat table.
+    """
+
+    def __init__(self, images: Tensor, normalisation: Normalisation) -> None:
+        height, width = images.shape[2:]
+        device = images.device
+        self.size = (height, width)
+        self.pitch = width + 2 * PADDING  # pixels in a padded row
+        self.area = (height + 2 * PADDING) * self.pitch
+        self.pixels = _pad(images.permute(0, 2, 3, 1)).view(torch.int32).view(-1)
+        # Where a crop's pixels lie, counted from its corner: as they are, and mirrored.
+        rows = torch.arange(height, device=device).view(-1, 1) * self.pitch
+        columns = torch.arange(width, device=device)
+        corners = [(rows + columns).flatten(), (rows + columns.flip(0)).flatten()]
+        self.steps = torch.stack(corners)  # (2, H·W)
+        # The mean under every padded pixel. Zero under the border makes the border zero
+        # after normalising: padding after it, without a second pass.
+        mean = normalisation.mean.expand(3, height, width).permute(1, 2, 0)  # (H, W, 3)
+        border = mean.mean((0, 1)) if normalisation.black_border else mean.new_zeros(3)
+        self.means = border.new_zeros(self.area // self.pitch, self.pitch, 4)
+        self.means[..., :3] = border
+        self.means[PADDING:-PADDING, PADDING:-PADDING, :3] = mean
+        self.means = self.means.view(-1, 4)
+        scale = torch.cat([1 / normalisation.std.flatten(), mean.new_zeros(1)])
+        self.scale = scale.repeat(
+            height * width
+        )  # (H·W·4,): a whole image, to vectorise
+
+    def __call__(self, plan: Tensor) -> Tensor:
+        """Rows of `plan_epoch`, (B, 4), to float32 images (B, 3, H, W), channels last."""
+        image, row, column, flip = plan.unbind(1)
+        places = (row * self.pitch + column)[:, None] + self.steps[flip]  # (B, H·W)
+        addresses = places + (image * self.area)[:, None]
+        pixels = self.pixels.index_select(0, addresses.flatten()).view(torch.uint8)
+        means = self.means.index_select(0, places.flatten())
+        x = (pixels.view(len(plan), -1) - means.view(len(plan), -1)).mul_(self.scale)
+        x = x.view(len(plan), *self.size, 4)[..., :3].contiguous()
+        return x.permute(0, 3, 1, 2)
+
+
+def _pad(images: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) to (N, H + 8, W + 8, 4): a black border and an empty fourth byte."""
+    count, height, width, _ = images.shape
+    padded = images.new_zeros(count, height + 2 * PADDING, width + 2 * PADDING, 4)
+    padded[:, PADDING:-PADDING, PADDING:-PADDING, :3] = images
+    return padded
+
+
+class Batches:
+    """An endless stream of augmented training batches of exactly `batch_size` images.
+
+    Every epoch visits each image once, in a new order; a batch that reaches the end of an
+    epoch is filled from the next one. The images live on one device and are augmented
+    there; the choices come from a CPU generator, so `seed` fixes the pictures everywhere.
+
+    Yields (float32 (B, 3, H, W), int64 (B,)).
+    """
+
+    def __init__(
+        self, data: Images, batch_size: int, normalisation: Normalisation, seed: int = 0
+    ) -> None:
+        self.labels = data.labels
+        self.batch_size = batch_size
+        self.augment = Augmenter(data.images, normalisation)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._new_epoch()
+
+    def _new_epoch(self) -> None:
+        self.epoch_seed = self.generator.get_state()
+        plan = plan_epoch(len(self.labels), self.generator)
+        self.plan = plan.to(self.labels.device)
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        rows = []
+        wanted = self.batch_size
+        while wanted:
+            if self.position == len(self.plan):
+                self._new_epoch()
+            rows.append(self.plan[self.position : self.position + wanted])
+            self.position += len(rows[-1])
+            wanted -= len(rows[-1])
+        plan = torch.cat(rows)
+        return self.augment(plan), self.labels[plan[:, 0]]
+
+    def state_dict(self) -> dict:
+        """What a checkpoint needs to go on with the very next picture."""
+        return {"epoch_seed": self.epoch_seed, "position": self.position}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["epoch_seed"])
+        self._new_epoch()
+        self.position = state["position"]
+
+
+if __name__ == "__main__":
+    print(f"CIFAR-10 is in {download_cifar10()}")

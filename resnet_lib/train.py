@@ -1,0 +1,122 @@
+"""Train from the command line: python -m resnet_lib.train --help."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from resnet_lib.data import load_cifar10, load_data, load_digits
+from resnet_lib.resnet import get_model
+from resnet_lib.training import PAPER, SMOOTHED, Recipe, fit
+
+RECIPES = {"paper": PAPER, "smoothed": SMOOTHED}
+# Where in a run its weights are kept: the start, the climb, and each drop of the rate.
+SNAPSHOTS = (0, 1 / 128, 1 / 16, 1 / 2, 3 / 4, 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """One option per hyper-parameter, read off `Recipe`."""
+    options = argparse.ArgumentParser(
+        prog="python -m resnet_lib.train",
+        description="Train a network on CIFAR-10. Run the same command again to go on with a "
+        "run that was cut short.",
+    )
+    add = options.add_argument
+    add("--model", default="resnet18", help="resnet18, plain18, resnet20, plain56, …")
+    add("--shortcut", choices=["A", "B", "C"], help="instead of the architecture's own")
+    add(
+        "--recipe",
+        choices=RECIPES,
+        default="paper",
+        help="where the hyper-parameters start",
+    )
+    add("--data", choices=["auto", "cifar10", "digits"], default="auto")
+    add(
+        "--run",
+        type=Path,
+        help="the run's folder; default runs/MODEL-RECIPE-ITERATIONS-seedN",
+    )
+    add("--device", help="cuda, mps or cpu; default: the best there is")
+    add(
+        "--max-minutes",
+        type=float,
+        default=float("inf"),
+        help="stop then, to go on later",
+    )
+    add(
+        "--snapshots",
+        action="store_true",
+        help="keep weights along the way, in half precision",
+    )
+    add("--compile", action="store_true", help="torch.compile the network")
+    recipe = options.add_argument_group(
+        "recipe", "each replaces the recipe's own value"
+    )
+    for field in dataclasses.fields(Recipe):
+        flag = "--" + field.name.replace("_", "-")
+        if field.type is bool:
+            recipe.add_argument(flag, action=argparse.BooleanOptionalAction)
+        elif field.name == "milestones":
+            recipe.add_argument(flag, type=int, nargs="*")
+        else:
+            kind = field.type if isinstance(field.type, type) else float
+            recipe.add_argument(flag, type=kind)
+    recipe.set_defaults(**{field.name: None for field in dataclasses.fields(Recipe)})
+    return options
+
+
+def recipe_from(arguments: argparse.Namespace) -> Recipe:
+    """The chosen recipe with the given values; --iterations moves the milestones along."""
+    recipe = RECIPES[arguments.recipe]
+    if arguments.iterations:
+        recipe = recipe.scaled(arguments.iterations)
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    given = {name: getattr(arguments, name) for name in names}
+    return dataclasses.replace(
+        recipe, **{k: v for k, v in given.items() if v is not None}
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser()
+    arguments = options.parse_args(argv)
+    try:
+        recipe = recipe_from(arguments)
+        torch.manual_seed(recipe.seed)
+        model = get_model(arguments.model, arguments.shortcut)
+        load = {"auto": load_data, "cifar10": load_cifar10, "digits": load_digits}
+        data = load[arguments.data]()
+        name = f"{model.name}-{arguments.recipe}-{recipe.iterations}-seed{recipe.seed}"
+        run = arguments.run or Path("runs") / name
+        print(
+            f"{model.name} on {data.name}, {recipe.iterations:,} iterations, in {run}"
+        )
+        marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
+        result = fit(
+            model,
+            data,
+            recipe,
+            run,
+            device=arguments.device,
+            max_minutes=arguments.max_minutes,
+            snapshots=marks if arguments.snapshots else (),
+            compile=arguments.compile,
+        )
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"{options.prog}: {error}", file=sys.stderr)
+        return 1
+    if result.finished:
+        error = result.history[-1]["test_error"]
+        print(
+            f"Finished: {error:.2%} of the test images are misjudged. Weights in {run}."
+        )
+    else:
+        print(f"Stopped ({result.status}) at iteration {result.iteration:,}.")
+        print("The same command goes on from there.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
