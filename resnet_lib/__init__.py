@@ -1,0 +1,56 @@
+"""Residual learning from scratch: the library behind the notebooks.
+
+The everyday names stand here; `plots`, `probes`, `checks`, `runs` and `widgets` are imported
+by their own names, so that training needs neither Jupyter nor matplotlib.
+"""
+
+from resnet_lib.basic_block import (
+    BasicBlock,
+    PaddedIdentity,
+    PlainBlock,
+    make_shortcut,
+)
+from resnet_lib.data import (
+    Augmenter,
+    Batches,
+    Dataset,
+    Images,
+    Normalisation,
+    load_data,
+)
+from resnet_lib.resnet import ResNet, get_model
+from resnet_lib.training import (
+    PAPER,
+    PREVIEW,
+    SMOOTHED,
+    Recipe,
+    device_profile,
+    evaluate,
+    fit,
+    learning_rate_at,
+    train_step,
+)
+
+__all__ = [
+    "PAPER",
+    "PREVIEW",
+    "SMOOTHED",
+    "Augmenter",
+    "BasicBlock",
+    "Batches",
+    "Dataset",
+    "Images",
+    "Normalisation",
+    "PaddedIdentity",
+    "PlainBlock",
+    "Recipe",
+    "ResNet",
+    "device_profile",
+    "evaluate",
+    "fit",
+    "get_model",
+    "learning_rate_at",
+    "load_data",
+    "make_shortcut",
+    "train_step",
+]

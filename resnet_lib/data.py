@@ -56,8 +56,8 @@ class Images:
             )
         if self.labels.shape != (shape[0],) or self.labels.dtype != torch.int64:
             raise ValueError(
-                f"Labels must be int64 of shape ({shape[0]},), got {self.labels.dtype} of "
-                f"{tuple(self.labels.shape)}. Give one class number per image."
+                f"Labels must be int64 of shape ({shape[0]},), got {self.labels.dtype} "
+                f"of {tuple(self.labels.shape)}. Give one class number per image."
             )
 
     def __len__(self) -> int:
@@ -87,8 +87,9 @@ class Dataset:
             low, high = int(part.labels.min()), int(part.labels.max())
             if low < 0 or high >= len(self.classes):
                 raise ValueError(
-                    f"{self.name} has {len(self.classes)} classes, so labels run from 0 to "
-                    f"{len(self.classes) - 1}; found {low} to {high}. Check the label file."
+                    f"{self.name} has {len(self.classes)} classes, so labels run from "
+                    f"0 to {len(self.classes) - 1}; found {low} to {high}. Check the "
+                    "label file."
                 )
 
     @property
@@ -114,21 +115,26 @@ class Dataset:
         return self.train[:-validation], self.train[-validation:]
 
 
-# --- finding and loading ---------------------------------------------------------------
+# --- finding and loading --------------------------------------------------------------
+
+
+def data_home() -> Path:
+    """The project's `data/` folder, which holds the recorded runs."""
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
 
 
 def data_root() -> Path:
     """The folder that holds `cifar-10-batches-py`: `RESNET_LIB_DATA`, else `data/`."""
-    if path := os.environ.get("RESNET_LIB_DATA"):
-        return Path(path).expanduser()
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
+    path = os.environ.get("RESNET_LIB_DATA")
+    return Path(path).expanduser() if path else data_home()
 
 
 def find_cifar10(root: Path | str | None = None) -> Path | None:
     """The folder with CIFAR-10's files, or None where there is no such folder.
 
-    Raises RuntimeError, naming the file and the remedy, if a file is missing or damaged.
+    Raises RuntimeError, naming the file and the remedy, if a file is missing or
+    damaged.
     """
     folder = Path(root or data_root()) / FOLDER
     if not folder.is_dir():
@@ -150,10 +156,11 @@ def find_cifar10(root: Path | str | None = None) -> Path | None:
 def download_cifar10(root: Path | str | None = None, url: str | None = None) -> Path:
     """Download, verify and unpack CIFAR-10 (170 MB); returns its folder.
 
-    `url` is another address of the same archive, `file:///…` for one already on disk; by
-    default `RESNET_LIB_CIFAR10_URL`, else the official one. What was downloaded before an
-    interruption is kept and the next call goes on from there. The archive is unpacked
-    beside its final place and renamed at the end, so a half-written set is never found.
+    `url` is another address of the same archive, `file:///…` for one already on disk;
+    by default `RESNET_LIB_CIFAR10_URL`, else the official one. What was downloaded
+    before an interruption is kept and the next call goes on from there. The archive is
+    unpacked beside its final place and renamed at the end, so a half-written set is
+    never found.
 
     Raises OSError if the address cannot be read or the archive is not CIFAR-10.
     """
@@ -216,8 +223,9 @@ def _fetch(url: str, path: Path) -> None:
         found = hashlib.md5(part.read_bytes()).hexdigest()
         part.unlink()
         raise OSError(
-            f"{url} is not the CIFAR-10 archive (md5 {found}, expected {ARCHIVE_MD5}); the "
-            "file was deleted. Run again, or give another address in RESNET_LIB_CIFAR10_URL."
+            f"{url} is not the CIFAR-10 archive (md5 {found}, expected {ARCHIVE_MD5}); "
+            "the file was deleted. Run again, or give another address in "
+            "RESNET_LIB_CIFAR10_URL."
         )
     part.rename(path)
 
@@ -230,8 +238,8 @@ def load_cifar10(root: Path | str | None = None) -> Dataset:
     root = Path(root or data_root())
     if find_cifar10(root) is None:
         raise FileNotFoundError(
-            f"No CIFAR-10 in {root}. Run `python -m resnet_lib.data` to download it, or point "
-            f"RESNET_LIB_DATA at the folder that holds {FOLDER}."
+            f"No CIFAR-10 in {root}. Run `python -m resnet_lib.data` to download it, "
+            f"or point RESNET_LIB_DATA at the folder that holds {FOLDER}."
         )
     parts = [CIFAR10(root, train) for train in (True, False)]
     return Dataset("cifar10", tuple(parts[0].classes), *map(_images, parts))
@@ -245,10 +253,11 @@ def _images(part: CIFAR10) -> Images:
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits as uint8 (N, 3, 32, 32): 1,437 train, 360 test.
+    """scikit-learn's 1,797 handwritten digits as uint8 (N, 3, 32, 32): 1,437 train, 360
+    test.
 
-    The embedded default, for a machine without CIFAR-10: each 8×8 image is enlarged four
-    times and its one channel repeated.
+    The embedded default, for a machine without CIFAR-10: each 8×8 image is enlarged
+    four times and its one channel repeated.
     """
     from sklearn.datasets import load_digits as load
 
@@ -260,11 +269,8 @@ def load_digits() -> Dataset:
     # Every fifth is a test image: all writers and all classes on both sides.
     test = torch.arange(len(labels)) % 5 == 0
     names = tuple(str(digit) for digit in range(10))
-    train_set, test_set = (
-        Images(images[~test], labels[~test]),
-        Images(images[test], labels[test]),
-    )
-    return Dataset("digits", names, train_set, test_set)
+    digits = Images(images, labels)
+    return Dataset("digits", names, train=digits[~test], test=digits[test])
 
 
 def load_data(root: Path | str | None = None, download: bool = True) -> Dataset:
@@ -278,14 +284,12 @@ def load_data(root: Path | str | None = None, download: bool = True) -> Dataset:
             download_cifar10(root)
         return load_cifar10(root)
     except OSError as error:
-        print(f"CIFAR-10 is not at hand ({error})")
-        print(
-            "Going on with scikit-learn's digits: the code is the same, the numbers are not."
-        )
+        print(f"CIFAR-10 is not at hand: {error}")
+        print("Going on with scikit-learn's digits: same code, other numbers.")
         return load_digits()
 
 
-# --- from uint8 to batches -------------------------------------------------------------
+# --- from uint8 to batches ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -293,10 +297,11 @@ class Normalisation:
     """(x - mean) / std, with mean and std fixed on the training images.
 
     `mean` is (3, 1, 1) per channel or (3, H, W) per pixel, `std` (3, 1, 1), both in the
-    units of uint8. Paper §4.2 subtracts the per-pixel mean and does not divide. The default
-    here is per channel: a random crop moves the picture against a per-pixel mean, and the
-    three numbers carry over to any other image. `black_border` pads before normalising
-    instead of after it: the border of a crop is then black instead of the mean colour.
+    units of uint8. Paper §4.2 subtracts the per-pixel mean and does not divide. The
+    default here is per channel: a random crop moves the picture against a per-pixel
+    mean, and the three numbers carry over to any other image. `black_border` pads
+    before normalising instead of after it: the border of a crop is then black instead
+    of the mean colour.
     """
 
     mean: Tensor
@@ -308,7 +313,8 @@ class Normalisation:
         cls, images: Tensor, per_pixel: bool = False, black_border: bool = False
     ) -> "Normalisation":
         """Measure mean and std on uint8 images (N, 3, H, W)."""
-        # Sums of integers: the same bits on every device and for every number of threads.
+        # Sums of integers: the same bits on every device and for every number of
+        # threads.
         per_pixel_sum = images.sum(0, dtype=torch.int64).double()
         if per_pixel:
             mean = per_pixel_sum / len(images)
@@ -331,7 +337,8 @@ class Normalisation:
 
 
 def plan_epoch(count: int, generator: torch.Generator) -> Tensor:
-    """One epoch's random choices: int64 (count, 4) of image, crop row, crop column, flip.
+    """One epoch's random choices: int64 (count, 4) of image, crop row, crop column,
+    flip.
 
     Drawn on the CPU, so that every device sees the same pictures in the same order.
     """
@@ -347,11 +354,13 @@ def plan_epoch(count: int, generator: torch.Generator) -> Tensor:
 
 
 class Augmenter:
-    """Random crops and flips of a set of images, one choice per image, by a single gather.
+    """Random crops and flips of a set of images, one choice per image, by a single
+    gather.
 
-    Paper §4.2: 4 pixels are padded on each side, and a 32×32 crop is taken from the padded
-    image or its mirror image. Here each pixel of the padded set is four bytes (red, green,
-    blue, nothing), so that a batch is one lookup of int32 numbers in a flat table.
+    Paper §4.2: 4 pixels are padded on each side, and a 32×32 crop is taken from the
+    padded image or its mirror image. Here each pixel of the padded set is four bytes
+    (red, green, blue, nothing), so that a batch is one lookup of int32 numbers in a
+    flat table.
     """
 
     def __init__(self, images: Tensor, normalisation: Normalisation) -> None:
@@ -380,7 +389,8 @@ class Augmenter:
         )  # (H·W·4,): a whole image, to vectorise
 
     def __call__(self, plan: Tensor) -> Tensor:
-        """Rows of `plan_epoch`, (B, 4), to float32 images (B, 3, H, W), channels last."""
+        """Rows of `plan_epoch`, (B, 4), to float32 images (B, 3, H, W), channels
+        last."""
         image, row, column, flip = plan.unbind(1)
         places = (row * self.pitch + column)[:, None] + self.steps[flip]  # (B, H·W)
         addresses = places + (image * self.area)[:, None]
@@ -392,7 +402,8 @@ class Augmenter:
 
 
 def _pad(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) to (N, H + 8, W + 8, 4): a black border and an empty fourth byte."""
+    """uint8 (N, H, W, 3) to (N, H + 8, W + 8, 4): a black border and an empty fourth
+    byte."""
     count, height, width, _ = images.shape
     padded = images.new_zeros(count, height + 2 * PADDING, width + 2 * PADDING, 4)
     padded[:, PADDING:-PADDING, PADDING:-PADDING, :3] = images
@@ -402,9 +413,10 @@ def _pad(images: Tensor) -> Tensor:
 class Batches:
     """An endless stream of augmented training batches of exactly `batch_size` images.
 
-    Every epoch visits each image once, in a new order; a batch that reaches the end of an
-    epoch is filled from the next one. The images live on one device and are augmented
-    there; the choices come from a CPU generator, so `seed` fixes the pictures everywhere.
+    Every epoch visits each image once, in a new order; a batch that reaches the end of
+    an epoch is filled from the next one. The images live on one device and are
+    augmented there; the choices come from a CPU generator, so `seed` fixes the pictures
+    everywhere.
 
     Yields (float32 (B, 3, H, W), int64 (B,)).
     """

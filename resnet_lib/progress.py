@@ -10,7 +10,8 @@ __all__ = ["progress_bar"]
 class NotebookBar(tqdm):
     """tqdm's bar as one line of output that is rewritten in place.
 
-    A saved notebook then holds the last state of the bar as text, with no widget to lose.
+    A saved notebook then holds the last state of the bar as text, with no widget to
+    lose.
     """
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

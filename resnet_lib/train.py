@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
 import torch
 
-from resnet_lib.data import load_cifar10, load_data, load_digits
+from resnet_lib.data import download_cifar10, load_cifar10, load_digits
 from resnet_lib.resnet import get_model
 from resnet_lib.training import PAPER, SMOOTHED, Recipe, fit
 
@@ -20,40 +21,21 @@ def parser() -> argparse.ArgumentParser:
     """One option per hyper-parameter, read off `Recipe`."""
     options = argparse.ArgumentParser(
         prog="python -m resnet_lib.train",
-        description="Train a network on CIFAR-10. Run the same command again to go on with a "
-        "run that was cut short.",
+        description="Train a network on CIFAR-10. Run the same command again to go on "
+        "with a run that was cut short.",
     )
     add = options.add_argument
     add("--model", default="resnet18", help="resnet18, plain18, resnet20, plain56, …")
-    add("--shortcut", choices=["A", "B", "C"], help="instead of the architecture's own")
-    add(
-        "--recipe",
-        choices=RECIPES,
-        default="paper",
-        help="where the hyper-parameters start",
-    )
-    add("--data", choices=["auto", "cifar10", "digits"], default="auto")
-    add(
-        "--run",
-        type=Path,
-        help="the run's folder; default runs/MODEL-RECIPE-ITERATIONS-seedN",
-    )
+    add("--shortcut", choices=["A", "B", "C"], help="in place of the network's own")
+    add("--recipe", choices=RECIPES, default="paper", help="what to start from")
+    add("--data", choices=["cifar10", "digits"], default="cifar10")
+    add("--run", type=Path, help="default: runs/MODEL-RECIPE-ITERATIONS-seedN")
     add("--device", help="cuda, mps or cpu; default: the best there is")
-    add(
-        "--max-minutes",
-        type=float,
-        default=float("inf"),
-        help="stop then, to go on later",
-    )
-    add(
-        "--snapshots",
-        action="store_true",
-        help="keep weights along the way, in half precision",
-    )
+    add("--max-minutes", type=float, default=math.inf, help="stop then, go on later")
+    add("--checkpoint-seconds", type=float, default=60, help="between checkpoints")
+    add("--snapshots", action="store_true", help="keep weights along the way")
     add("--compile", action="store_true", help="torch.compile the network")
-    recipe = options.add_argument_group(
-        "recipe", "each replaces the recipe's own value"
-    )
+    recipe = options.add_argument_group("recipe", "in place of the recipe's own value")
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
@@ -68,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """The chosen recipe with the given values; --iterations moves the milestones along."""
+    """The chosen recipe with the given values; --iterations moves the milestones
+    along."""
     recipe = RECIPES[arguments.recipe]
     if arguments.iterations:
         recipe = recipe.scaled(arguments.iterations)
@@ -86,8 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         recipe = recipe_from(arguments)
         torch.manual_seed(recipe.seed)
         model = get_model(arguments.model, arguments.shortcut)
-        load = {"auto": load_data, "cifar10": load_cifar10, "digits": load_digits}
-        data = load[arguments.data]()
+        if arguments.data == "cifar10":
+            download_cifar10()  # returns at once if it is on disk
+            data = load_cifar10()
+        else:
+            data = load_digits()
         name = f"{model.name}-{arguments.recipe}-{recipe.iterations}-seed{recipe.seed}"
         run = arguments.run or Path("runs") / name
         print(
@@ -101,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             run,
             device=arguments.device,
             max_minutes=arguments.max_minutes,
+            checkpoint_seconds=arguments.checkpoint_seconds,
             snapshots=marks if arguments.snapshots else (),
             compile=arguments.compile,
         )

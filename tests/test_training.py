@@ -1,0 +1,388 @@
+import dataclasses
+import json
+import math
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_lib import (
+    PAPER,
+    SMOOTHED,
+    Recipe,
+    evaluate,
+    fit,
+    get_model,
+    learning_rate_at,
+    train_step,
+)
+from resnet_lib.data import Normalisation, load_digits
+from resnet_lib.runs import Run, read_history, recorded_runs
+from resnet_lib.train import main, parser, recipe_from
+
+DIGITS = load_digits()
+SHORT = Recipe(
+    iterations=24,
+    milestones=(12, 18),
+    batch_size=16,
+    validation=100,
+    log_every=4,
+    eval_every=12,
+    precision="fp32",
+)
+
+
+def small_net(seed=0):
+    torch.manual_seed(seed)
+    return get_model("resnet8")
+
+
+def weights(model):
+    return torch.cat(
+        [value.flatten().double() for value in model.state_dict().values()]
+    )
+
+
+# --- the recipe ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("iteration", "rate"),
+    [(0, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001)],
+)
+def test_schedule_at_its_corners(iteration, rate):
+    assert learning_rate_at(iteration, PAPER) == pytest.approx(rate, rel=1e-12)
+
+
+def test_paper_recipe_is_the_papers():
+    assert (PAPER.iterations, PAPER.milestones) == (64_000, (32_000, 48_000))
+    assert (PAPER.lr, PAPER.momentum, PAPER.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (PAPER.batch_size, PAPER.label_smoothing, PAPER.validation) == (128, 0, 5000)
+    assert SMOOTHED.label_smoothing == 0.1
+
+
+def test_scaled_moves_the_milestones_and_nothing_else():
+    half = PAPER.scaled(32_000)
+    assert half.milestones == (16_000, 24_000)
+    assert (
+        dataclasses.replace(half, iterations=64_000, milestones=(32_000, 48_000))
+        == PAPER
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 0}, "above 0"),
+        ({"lr": -1}, "above 0"),
+        ({"milestones": (5, 3)}, "rising"),
+        ({"label_smoothing": 1.0}, "below 1"),
+        ({"precision": "fp8"}, "choose"),
+    ],
+)
+def test_bad_recipe_says_the_remedy(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PAPER, **change)
+
+
+def test_warm_up_holds_until_the_error_falls():
+    recipe = dataclasses.replace(SHORT, warmup_lr=0.01, warmup_error=0.0, validation=0)
+    rates = {
+        row["lr"] for row in fit(small_net(), DIGITS, recipe, progress=False).history
+    }
+    assert rates == {0.01}  # an error below 0 % is never reached
+    recipe = dataclasses.replace(recipe, warmup_error=1.1)
+    result = fit(small_net(), DIGITS, recipe, progress=False)
+    assert [row["lr"] for row in result.history][:2] == [0.01, 0.1]
+
+
+# --- one step, evaluation ------------------------------------------------------------
+
+
+def test_train_step_is_sgd_by_hand():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images, labels = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 1, 0])
+    weight = net[1].weight.detach().clone().requires_grad_()
+    bias = net[1].bias.detach().clone()
+    loss = F.cross_entropy(
+        images.flatten(1) @ weight.T + bias, labels, label_smoothing=0.1
+    )
+    (gradient,) = torch.autograd.grad(loss, weight)
+    optimizer = torch.optim.SGD(net.parameters(), 0.5, 0.9, weight_decay=0.01)
+    ours, wrong = train_step(net, optimizer, images, labels, 0.1)
+    torch.testing.assert_close(ours, loss.detach())
+    assert 0 <= wrong <= 5
+    expected = weight - 0.5 * (gradient + 0.01 * weight)
+    torch.testing.assert_close(net[1].weight, expected.detach())
+
+
+def test_evaluation_is_exact_whatever_the_batch_size():
+    net, norm = small_net(), Normalisation.of(DIGITS.train.images)
+    whole = evaluate(net, DIGITS.test, norm, batch_size=360)
+    for size in (1, 7, 1000):
+        part = evaluate(net, DIGITS.test, norm, batch_size=size)
+        assert part.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert part.error == whole.error
+    assert whole.confusion.sum() == 360
+    assert (whole.confusion.sum(1) == torch.bincount(DIGITS.test.labels)).all()
+    share = torch.bincount(DIGITS.test.labels) / 360
+    assert (whole.class_errors * share).sum() == pytest.approx(whole.error)
+    assert net.training
+
+
+def test_network_learns_the_digits():
+    recipe = dataclasses.replace(
+        SHORT, iterations=150, milestones=(100,), batch_size=64
+    )
+    result = fit(small_net(), DIGITS, recipe, progress=False)
+    assert result.finished and result.history[-1]["test_error"] < 0.15
+    assert result.history[0]["train_error"] > 0.4
+
+
+# --- a run folder --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run left alone: its folder and its network."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    net = small_net()
+    assert fit(net, DIGITS, SHORT, folder, snapshots=(0, 12), progress=False).finished
+    return folder, net
+
+
+def test_run_folder_holds_the_record(alone):
+    folder, net = alone
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "environment.json",
+        "history.csv",
+        "recipe.json",
+        "snapshots",
+        "weights.pt",
+    ]
+    run = Run(folder)
+    assert run.finished and recorded_runs(folder.parent).keys() == {"run"}
+    assert Recipe(**run.recipe) == SHORT
+    assert run.history["iteration"].tolist() == [4, 8, 12, 16, 20, 24]
+    assert run.history["test_error"].notna().tolist() == [False, False, True] * 2
+    assert run.history["validation_error"].notna().sum() == 2
+    assert torch.equal(weights(run.model()), weights(net))
+    assert {"device", "threads", "torch", "commit"} <= run.environment.keys()
+    half = torch.load(folder / "snapshots" / "iteration-000012.pt", weights_only=True)
+    assert half["conv1.weight"].dtype == torch.float16
+
+
+def test_finished_run_is_not_repeated(alone):
+    folder, net = alone
+    before = (folder / "history.csv").read_bytes()
+    other = small_net(seed=9)
+    result = fit(other, DIGITS, SHORT, folder, progress=False)
+    assert result.finished and result.iteration == 24 and len(result.history) == 6
+    assert torch.equal(weights(other), weights(net))
+    assert (folder / "history.csv").read_bytes() == before
+
+
+def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
+    folder, net = alone
+    sittings = 0
+    finished = False
+    while not finished:  # every sitting ends after one iteration
+        other = small_net(seed=sittings)  # the checkpoint decides, not the new weights
+        if sittings == 0:
+            other = small_net()
+        result = fit(other, DIGITS, SHORT, tmp_path, max_minutes=1e-9, progress=False)
+        finished = result.finished
+        sittings += 1
+        assert result.iteration == sittings
+    assert sittings == 24
+    assert torch.equal(weights(other), weights(net))
+    kept = [{**row, "seconds": 0} for row in read_history(tmp_path / "history.csv")]
+    left = [{**row, "seconds": 0} for row in read_history(folder / "history.csv")]
+    assert str(kept) == str(left)  # NaN equals NaN in text
+
+
+def test_interrupt_stops_cleanly_and_returns_what_it_has(tmp_path):
+    def interrupt(rows):
+        if rows[-1]["iteration"] == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = fit(small_net(), DIGITS, SHORT, tmp_path, on_row=interrupt, progress=False)
+    assert (result.status, result.iteration, len(result.history)) == (
+        "interrupted",
+        8,
+        2,
+    )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert fit(small_net(5), DIGITS, SHORT, tmp_path, progress=False).finished
+
+
+def stopped(folder, minutes=1e-9):
+    return fit(small_net(), DIGITS, SHORT, folder, max_minutes=minutes, progress=False)
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
+    stopped(tmp_path), stopped(tmp_path)
+    newest = tmp_path / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert stopped(tmp_path).iteration == 2  # from the checkpoint of iteration 1
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_no_whole_checkpoint_is_told(tmp_path):
+    stopped(tmp_path)
+    for path in tmp_path.glob("checkpoint*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RuntimeError, match=r"is damaged.*Delete checkpoint.pt"):
+        stopped(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.2}, {"seed": 1}, {"iterations": 48}])
+def test_folder_of_another_recipe_is_refused(alone, change):
+    folder, _ = alone
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    (key,) = change
+    with pytest.raises(ValueError, match=f"{key} = .*Choose another folder"):
+        fit(small_net(), DIGITS, dataclasses.replace(SHORT, **change), folder)
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_folder_of_another_network_is_refused(tmp_path):
+    stopped(tmp_path)
+    with pytest.raises(ValueError, match="model = 'resnet8', not 'plain8'"):
+        fit(get_model("plain8"), DIGITS, SHORT, tmp_path, progress=False)
+    disguised = get_model("plain8")  # the same parameter names as resnet8
+    disguised.name = "resnet8"
+    with pytest.raises(ValueError, match="another network"):
+        fit(disguised, DIGITS, SHORT, tmp_path, progress=False)
+
+
+def test_damaged_weights_are_told(alone, tmp_path):
+    folder, _ = alone
+    for name in ("recipe.json", "history.csv"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "weights.pt").write_bytes((folder / "weights.pt").read_bytes()[:5000])
+    with pytest.raises(RuntimeError, match=r"weights.pt is damaged\. Restore it"):
+        fit(small_net(), DIGITS, SHORT, tmp_path, progress=False)
+
+
+def test_unwritable_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot be written.*Choose another"):
+        fit(small_net(), DIGITS, SHORT, tmp_path / "file" / "run", progress=False)
+
+
+def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
+    stopped(tmp_path)
+
+    def poison(rows):
+        with torch.no_grad():
+            net.conv1.weight.fill_(math.inf)
+
+    net = small_net()
+    with pytest.raises(
+        FloatingPointError, match=r"checkpoint of iteration 1 is kept.*lr"
+    ):
+        fit(net, DIGITS, SHORT, tmp_path, on_row=poison, progress=False)
+    assert stopped(tmp_path).iteration == 2
+
+
+def test_wrong_number_of_classes_is_told_at_once():
+    with pytest.raises(ValueError, match="Build it with classes=10"):
+        fit(get_model("resnet8", classes=7), DIGITS, SHORT, progress=False)
+
+
+def test_unknown_device_is_told():
+    with pytest.raises(ValueError, match="Use 'cpu'"):
+        fit(small_net(), DIGITS, SHORT, device="abacus", progress=False)
+
+
+def test_bf16_agrees_with_fp32_at_the_start():
+    recipe = dataclasses.replace(SHORT, iterations=4, milestones=(), validation=0)
+    exact = fit(small_net(), DIGITS, recipe, progress=False).history[0]
+    recipe = dataclasses.replace(recipe, precision="bf16")
+    rounded = fit(small_net(), DIGITS, recipe, progress=False).history[0]
+    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.05)
+    assert rounded["train_loss"] != exact["train_loss"]
+
+
+# --- the command line ----------------------------------------------------------------
+
+ARGUMENTS = shlex.split(
+    "--model resnet8 --data digits --iterations 60 --batch-size 32 --validation 0 "
+    "--log-every 10 --eval-every 30 --precision fp32 --checkpoint-seconds 0.2"
+)
+
+
+def command(folder):
+    module = [sys.executable, "-m", "resnet_lib.train"]
+    return [*module, *ARGUMENTS, "--run", str(folder)]
+
+
+def test_options_are_the_recipes_fields():
+    arguments = parser().parse_args(["--iterations", "320", "--lr", "0.05"])
+    recipe = recipe_from(arguments)
+    assert recipe == dataclasses.replace(PAPER.scaled(320), lr=0.05)
+    arguments = parser().parse_args(["--recipe", "smoothed", "--milestones", "5", "9"])
+    assert recipe_from(arguments).milestones == (5, 9)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (["--model", "resnet21"], "6n+2"),
+        (["--model", "vgg"], "Unknown architecture"),
+        (["--lr", "0"], "above 0"),
+        (["--device", "abacus"], "Use 'cpu'"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(tmp_path, capsys, bad, message):
+    folder = tmp_path / "run"
+    assert main([*ARGUMENTS, "--run", str(folder), *bad]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (folder / "weights.pt").exists()
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    left_alone, killed = tmp_path / "alone", tmp_path / "killed"
+    quiet = {
+        "env": environment,
+        "stderr": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+    }
+    subprocess.run(command(left_alone), check=True, timeout=300, **quiet)
+    chance = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen(command(killed), **quiet)
+        known = _rows(killed)
+        while _rows(killed) == known and process.poll() is None:
+            time.sleep(0.02)  # until this sitting has written a row
+        time.sleep(chance.uniform(0, 0.5))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+    assert kills > 0
+    done = subprocess.run(command(killed), check=True, timeout=300, **quiet)
+    assert b"Finished" in done.stdout
+    first, second = ((f / "weights.pt").read_bytes() for f in (left_alone, killed))
+    assert first == second
+    assert json.loads((killed / "recipe.json").read_text())["model"] == "resnet8"
+
+
+def _rows(folder):
+    path = folder / "history.csv"
+    return path.read_text().count("\n") if path.exists() else 0
