@@ -1,4 +1,4 @@
-"""The residual block and its plain twin. Built in notebook 02; paper §3.2, §3.3 and Fig. 2."""
+"""The residual block and its plain twin. Notebook 02; paper §3.2, §3.3 and Fig. 2."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,8 +56,9 @@ def make_shortcut(
 
 
 class BasicBlock(nn.Module):
-    """relu(F(x) + shortcut(x)), where F is Conv → BN → ReLU → Conv → BN with 3×3 kernels.
+    """relu(F(x) + shortcut(x)), where F is Conv → BN → ReLU → Conv → BN.
 
+    Both kernels are 3×3; the first convolution takes the stride.
     Maps (N, in_channels, H, W) to (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉).
     Built in notebook 02; paper §3.2, Eqs. (1) and (2), and Fig. 2.
     """
@@ -76,7 +77,7 @@ class BasicBlock(nn.Module):
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride)
 
     def residual(self, x: Tensor) -> Tensor:
-        """F(x): what the block adds to its input, before the addition and the last ReLU."""
+        """F(x): what the block adds to its input; no ReLU follows it."""
         out = F.relu(self.bn1(self.conv1(x)))  # (N, C_out, H/stride, W/stride)
         return self.bn2(self.conv2(out))
 
