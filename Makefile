@@ -1,5 +1,5 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
-.PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train notebooks clean
+.PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train notebooks results clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -39,6 +39,10 @@ train: .venv/ready
 notebooks: .venv/ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb notebooks/*/*.ipynb
+
+# The README's table and figure, from data/runs.
+results: .venv/ready
+	$(BIN)/python -m resnet_lib.results
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

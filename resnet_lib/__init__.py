@@ -1,7 +1,7 @@
 """Residual learning from scratch: the library behind the notebooks.
 
-The everyday names stand here; `plots`, `probes`, `checks`, `runs` and `widgets` are imported
-by their own names, so that training needs neither Jupyter nor matplotlib.
+The everyday names stand here; `plots`, `probes`, `checks`, `runs` and `widgets` are
+imported by their own names, so that training needs neither Jupyter nor matplotlib.
 """
 
 from resnet_lib.basic_block import (

@@ -83,7 +83,7 @@ def training_curves(
             marker = "o" if len(curve) < 12 else None
             ax.plot(curve["iteration"], values, style, marker=marker, ms=4, label=part)
         for milestone in milestones:
-            ax.axvline(milestone, color="grey", linestyle=":", linewidth=1)
+            ax.axvline(milestone, color="black", linestyle=":", linewidth=1)
         ax.set(xlabel="iteration", ylabel="error (%)" if what == "error" else "loss")
         ax.legend()
     return axes
@@ -126,7 +126,7 @@ def learning_rate(
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     ax.step(range(len(rates)), rates, where="post")
     for milestone in milestones:
-        ax.axvline(milestone, color="grey", linestyle=":", linewidth=1)
+        ax.axvline(milestone, color="black", linestyle=":", linewidth=1)
     ax.set(yscale="log", xlabel="iteration", ylabel="learning rate")
     return ax
 
@@ -150,6 +150,7 @@ def confusion_matrix(
     sns.heatmap(counts, mask=hits, cmap="rocket_r", **options, **names)
     for index, count in enumerate(counts.diagonal()):
         ax.text(index + 0.5, index + 0.5, count, ha="center", va="center", size=9)
+    ax.grid(False)
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=45)
     return ax

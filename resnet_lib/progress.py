@@ -28,16 +28,13 @@ class NotebookBar(tqdm):
 
 def progress_bar(**options) -> tqdm:
     """A tqdm bar fit for the place it is shown in; `options` are tqdm's own."""
-    options = {"dynamic_ncols": True, **options}
     if _in_notebook():
-        return NotebookBar(**{**options, "file": io.StringIO(), "ncols": 100})
-    return tqdm(**options)
+        return NotebookBar(file=io.StringIO(), ncols=100, ascii=False, **options)
+    return tqdm(dynamic_ncols=True, **options)
 
 
 def _in_notebook() -> bool:
     try:
-        return get_ipython().has_trait(
-            "kernel"
-        )  # defined by IPython in its own sessions
+        return get_ipython().has_trait("kernel")  # IPython defines it in its sessions
     except NameError:
         return False

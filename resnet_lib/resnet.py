@@ -1,17 +1,20 @@
-"""ResNets for CIFAR-10 and their plain twins. Built in notebook 03; paper §3.3 and §4.2."""
+"""ResNets for CIFAR-10 and their plain twins. Notebook 03; paper §3.3 and §4.2."""
 
 import re
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock, PlainBlock
 
 __all__ = [
     "ResNet",
+    "check_images",
+    "check_stages",
     "get_model",
+    "init_weights",
+    "make_stage",
     "plain18",
     "plain20",
     "plain32",
@@ -27,15 +30,74 @@ __all__ = [
 ]
 
 
+def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
+    """Raise ValueError unless every stage has one width and one depth, 1 or more."""
+    if len(widths) != len(depths) or not widths or min(*widths, *depths) < 1:
+        raise ValueError(
+            "Give one width and one depth per stage, each 1 or more: got widths "
+            f"{tuple(widths)} and depths {tuple(depths)}."
+        )
+
+
+def check_images(x: Tensor) -> None:
+    """Raise ValueError, naming the remedy, unless `x` is float images (N, 3, H, W)."""
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(
+            f"Expected images of shape (N, 3, H, W), got {tuple(x.shape)}. "
+            "Add the batch dimension with x[None], and move the channels to the second "
+            "place with x.permute(0, 3, 1, 2)."
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"Expected floating-point images, got {x.dtype}. "
+            "Normalise them first, as resnet_lib.data.Normalisation does."
+        )
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draw one layer's weights as the paper does (§3.4 and its reference [13]).
+
+    [13] Eq. (10): std = √(2 / fan_in), so that a signal keeps its mean square on the
+    way forward through ReLU and convolution. The linear layer, with no ReLU behind it,
+    takes √(1 / fan_in). BN starts at γ = 1, β = 0. `model.apply(init_weights)` draws
+    every layer of a network anew. Built in notebook 03.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+
+
+def make_stage(
+    in_channels: int,
+    out_channels: int,
+    depth: int,
+    stride: int = 1,
+    shortcut: str | None = "B",
+) -> nn.Sequential:
+    """`depth` blocks in a row; the first alone takes the stride and the new channels.
+
+    `shortcut` None gives plain blocks. Maps (N, in_channels, H, W) to
+    (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉). Built in notebook 03; paper §3.3.
+    """
+    block = PlainBlock if shortcut is None else partial(BasicBlock, shortcut=shortcut)
+    first = block(in_channels, out_channels, stride)
+    rest = [block(out_channels, out_channels) for _ in range(depth - 1)]
+    return nn.Sequential(first, *rest)
+
+
 class ResNet(nn.Module):
     """A 3×3 stem, stages of blocks, global average pooling and one linear layer.
 
-    `widths` gives the channels of each stage and `depths` its number of blocks. The first
-    block of every stage but the first halves H and W. `shortcut` is "A", "B" or "C"; None
-    builds the plain twin, the same layers without the additions.
+    `widths` gives the channels of each stage and `depths` its number of blocks. The
+    first block of every stage but the first halves H and W. `shortcut` is "A", "B" or
+    "C"; None builds the plain twin, the same layers without the additions.
 
-    Maps (N, 3, H, W) to logits (N, classes). Raises ValueError, naming the remedy, for an
-    input of another shape or an integer input. Built in notebook 03; paper §3.3 and §4.2.
+    Maps (N, 3, H, W) to logits (N, classes). Raises ValueError, naming the remedy, for
+    images of another shape or of integers. Built in notebook 03; paper §3.3 and §4.2.
     """
 
     def __init__(
@@ -46,67 +108,27 @@ class ResNet(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
-        if len(widths) != len(depths) or not widths:
-            raise ValueError(
-                f"Give one width and one depth per stage: got widths {tuple(widths)} and "
-                f"depths {tuple(depths)}."
-            )
-        block = (
-            PlainBlock if shortcut is None else partial(BasicBlock, shortcut=shortcut)
-        )
-        # The CIFAR stem: 3×3, stride 1, no max-pool. A 32×32 image has no pixels to spare.
+        check_stages(widths, depths)
+        # The CIFAR stem: 3×3, stride 1, no max-pool. 32×32 has no pixels to spare.
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
-        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
-        in_channels = widths[0]
-        for stage, out_channels, depth in zip(self.stages, widths, depths, strict=True):
-            blocks = []
-            for index in range(depth):
-                stride = 2 if index == 0 and stage != "layer1" else 1
-                blocks.append(block(in_channels, out_channels, stride))
-                in_channels = out_channels
-            self.add_module(stage, nn.Sequential(*blocks))
+        self.stages = [f"layer{number + 1}" for number in range(len(widths))]
+        in_channels, stride = widths[0], 1
+        for stage, channels, depth in zip(self.stages, widths, depths, strict=True):
+            blocks = make_stage(in_channels, channels, depth, stride, shortcut)
+            self.add_module(stage, blocks)
+            in_channels, stride = channels, 2  # only the first stage keeps H and W
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(in_channels, classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights as the paper does (§4.1 and its reference [13]).
-
-        [13] Eq. (10): std = √(2 / fan_in), so that a signal keeps its variance on the way
-        forward through convolution and ReLU. The linear layer has no ReLU behind it and so
-        takes √(1 / fan_in). BN starts at γ = 1, β = 0.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, mode="fan_in", nonlinearity="relu"
-                )
-            elif isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(
-                    module.weight, mode="fan_in", nonlinearity="linear"
-                )
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
+        self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(
-                f"Expected images of shape (N, 3, H, W), got {tuple(x.shape)}. "
-                "Add the batch dimension with x[None], and move the channels to the second "
-                "place with x.permute(0, 3, 1, 2)."
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"Expected floating-point images, got {x.dtype}. "
-                "Normalise them first, as resnet_lib.data.normalise does."
-            )
-        x = self.relu(self.bn1(self.conv1(x)))  # (N, 16, 32, 32)
+        check_images(x)
+        x = self.relu(self.bn1(self.conv1(x)))  # (N, C, H, W), C = widths[0]
         for stage in self.stages:
             x = getattr(self, stage)(x)  # (N, 2C, H/2, W/2) from the second stage on
-        x = torch.flatten(self.avgpool(x), 1)  # (N, C)
+        x = self.avgpool(x).flatten(1)  # (N, C)
         return self.fc(x)  # (N, classes)
 
 
@@ -122,8 +144,8 @@ def get_model(name: str, shortcut: str | None = None, classes: int = 10) -> ResN
     match = re.fullmatch(r"(resnet|plain)(\d+)", name)
     if not match:
         raise ValueError(
-            f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or 110, "
-            "or plain in place of resnet."
+            f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
+            "110, or plain in place of resnet."
         )
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
@@ -135,7 +157,8 @@ def get_model(name: str, shortcut: str | None = None, classes: int = 10) -> ResN
     else:
         below = max(8, (depth - 2) // 6 * 6 + 2)
         raise ValueError(
-            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {below} or {below + 6}."
+            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {below} or "
+            f"{below + 6}."
         )
     shortcut = None if kind == "plain" else shortcut or default
     model = ResNet(widths, depths, shortcut, classes)

@@ -1,0 +1,163 @@
+"""What the hooks of `resnet_lib.probes` measure, and that they leave no trace."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_lib.probes import activations, layer_table
+from resnet_lib.resnet import get_model
+
+
+def hook_count(model):
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+# --- layer_table ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 701_466),
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+        ("plain20", 269_722),
+    ],
+)
+def test_rows_add_up_to_the_network(name, parameters):
+    model = get_model(name)
+    table = layer_table(model)
+    assert table["parameters"].sum() == parameters
+    assert parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_columns_and_order():
+    table = layer_table(get_model("resnet20"))
+    columns = ["name", "kind", "output shape", "parameters", "multiply-adds"]
+    assert list(table.columns) == columns
+    assert list(table["name"][:3]) == ["conv1", "bn1", "layer1.0.conv1"]
+    assert table["name"].iloc[-1] == "fc"
+    assert table["kind"].value_counts().to_dict() == {
+        "Conv2d": 19,
+        "BatchNorm2d": 19,
+        "PaddedIdentity": 2,
+        "Linear": 1,
+    }
+    rows = table.set_index("name")
+    assert rows.loc["layer2.0.shortcut", "output shape"] == (1, 32, 16, 16)
+    assert rows.loc["layer2.0.shortcut", "parameters"] == 0
+
+
+def test_multiply_adds_by_hand():
+    rows = layer_table(get_model("resnet18")).set_index("name")["multiply-adds"]
+    assert rows["conv1"] == 3 * 3 * 3 * 16 * 32 * 32
+    assert rows["layer2.0.conv1"] == 3 * 3 * 16 * 32 * 16 * 16
+    assert rows["layer2.0.shortcut.0"] == 16 * 32 * 16 * 16
+    assert rows["layer2.0.shortcut.1"] == 0  # BN
+    assert rows["fc"] == 128 * 10
+
+
+def test_multiply_adds_follow_the_image_and_not_the_batch():
+    model = get_model("resnet8")
+    small, batch, large = (
+        layer_table(model, shape)["multiply-adds"].iloc[:-1].sum()
+        for shape in ((1, 3, 32, 32), (4, 3, 32, 32), (1, 3, 64, 64))
+    )
+    assert small == batch
+    assert large == 4 * small
+
+
+def test_groups_share_the_work():
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=4))
+    table = layer_table(model, (1, 8, 5, 5))
+    assert table["multiply-adds"].sum() == 9 * 2 * 16 * 25
+
+
+def test_a_layer_that_runs_twice_has_one_row():
+    layer = nn.Conv2d(3, 3, 1, bias=False)
+    table = layer_table(nn.Sequential(layer, layer), (1, 3, 4, 4))
+    assert table[["parameters", "multiply-adds"]].values.tolist() == [[9, 2 * 9 * 16]]
+
+
+def test_layer_table_leaves_no_trace():
+    model = get_model("resnet8").train()
+    model.layer2.eval()  # frozen, as in fine-tuning
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    layer_table(model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[n], value) for n, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert hook_count(model) == 0
+
+
+def test_layer_table_cleans_up_after_an_error():
+    model = get_model("resnet8").train()
+    with pytest.raises(ValueError, match="shape"):
+        layer_table(model, (1, 4, 32, 32))
+    assert hook_count(model) == 0
+    assert model.training
+
+
+# --- activations ----------------------------------------------------------------------
+
+
+def test_activations_are_the_outputs_by_name_in_the_order_asked_for():
+    model = get_model("resnet8").eval()
+    x = torch.randn(2, 3, 32, 32)
+    found = activations(model, x, ["fc", "layer1", "bn1"])
+    assert list(found) == ["fc", "layer1", "bn1"]
+    with torch.no_grad():
+        stem = model.bn1(model.conv1(x))
+        assert torch.equal(found["bn1"], stem)
+        assert torch.equal(found["layer1"], model.layer1(F.relu(stem)))
+        assert torch.equal(found["fc"], model(x))
+    assert not any(output.requires_grad for output in found.values())
+    assert hook_count(model) == 0
+
+
+def test_activations_survive_an_in_place_relu():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True))
+    found = activations(model, torch.randn(1, 3, 8, 8), ["0", "1"])
+    assert found["0"].min() < 0
+    assert torch.equal(found["0"].relu(), found["1"])
+
+
+def test_one_name_need_not_be_in_a_list():
+    found = activations(get_model("resnet8"), torch.randn(1, 3, 32, 32), "layer3")
+    assert found["layer3"].shape == (1, 64, 8, 8)
+
+
+def test_activations_keep_the_mode():
+    model = get_model("resnet8").train()
+    activations(model, torch.randn(4, 3, 32, 32), ["layer1"])
+    assert model.training
+    assert model.bn1.num_batches_tracked == 1
+
+
+def test_an_unknown_layer_gets_near_names():
+    model = get_model("resnet8")
+    with pytest.raises(ValueError, match=r"no layer 'layer4\.0'.*'layer3\.0'"):
+        activations(model, torch.randn(1, 3, 32, 32), ["layer1", "layer4.0"])
+    with pytest.raises(ValueError, match="'layer1', 'layer2', 'layer3'"):
+        activations(model, torch.randn(1, 3, 32, 32), ["zzz"])
+    assert hook_count(model) == 0
+
+
+def test_a_layer_that_never_runs_is_named():
+    model = get_model("resnet8")
+    model.spare = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="never calls its layer 'spare'"):
+        activations(model, torch.randn(1, 3, 32, 32), ["spare"])
+
+
+def test_hooks_go_even_when_the_network_fails():
+    model = get_model("resnet8")
+    with pytest.raises(ValueError, match="floating-point"):
+        activations(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["layer1"])
+    assert hook_count(model) == 0
