@@ -337,6 +337,7 @@ def _look_at_deep_gradients(deep, x: Tensor, old: int) -> None:
                 "Zero only the last step of the branch."
             )
 
+
 # --- notebook 02 ----------------------------------------------------------------------
 
 
