@@ -22,8 +22,8 @@ def table(runs: dict[str, Run]) -> str:
     """Markdown, a row per run, with the conditions that a number needs."""
     lines = [
         "| run | iterations | trained on | final training error | final test error "
-        "| seed | machine | minutes |",
-        "|---|---:|---:|---:|---:|---:|---|---:|",
+        "| seed | machine |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, run in runs.items():
         recipe, final, environment = run.recipe, run.final, run.environment
@@ -34,8 +34,7 @@ def table(runs: dict[str, Run]) -> str:
             f"{final['train_error']:.2%}",
             f"**{final['test_error']:.2%}**",
             recipe["seed"],
-            f"{environment['device']}, {environment['threads']} thread(s)",
-            f"{final['seconds'] / 60:.0f}",
+            f"{environment['device']}, {environment['computation']}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
