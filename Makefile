@@ -8,7 +8,7 @@ endif
 
 PYTHON ?= python3
 BIN := .venv/bin
-NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --no-header -q \
+NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --no-header \
          -p no:cacheprovider notebooks
 ARGS ?=
 

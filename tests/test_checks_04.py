@@ -110,11 +110,5 @@ def test_right_answers_pass(says, check, answer):
         (checks.check_ramped_rate, RATES),
     ],
 )
-def test_wrong_answers_are_told_apart(says, check, table):
-    lines = []
-    for words, answer in table.items():
-        verdict, line = says(check, answer)
-        assert not verdict
-        assert words in line
-        lines.append(line)
-    assert len(set(lines)) == len(table) >= 6
+def test_wrong_answers_are_told_apart(told_apart, check, table):
+    told_apart(check, table)
