@@ -163,7 +163,7 @@ def test_hooks_go_even_when_the_network_fails():
     assert hook_count(model) == 0
 
 
-# --- gradient_norms --------------------------------------------------------------------
+# --- gradient_norms -------------------------------------------------------------------
 
 
 def test_agrees_with_backward_and_leaves_no_trace():
