@@ -92,7 +92,7 @@ def training_curves(
 class LiveCurves:
     """Curves that move while a network trains: `fit(…, on_row=LiveCurves())`.
 
-    Redraws one figure in place, at most once in `seconds`; call `finish` at the end, so
+    Redraws one figure in place, at most once in `seconds`; call `draw` at the end, so
     that a saved notebook holds the whole curve.
     """
 
