@@ -1,5 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
-.PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train notebooks results clean
+# reproduce: the runs of a plan
+.PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
+        results clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -34,6 +36,10 @@ notebooks-digits: .venv/ready
 
 train: .venv/ready
 	$(BIN)/python -m resnet_lib.train $(ARGS)
+
+# What is missing of data/plans/cpu.toml, or of ARGS="data/plans/gpu.toml --jobs 4".
+reproduce: .venv/ready
+	$(BIN)/python -m resnet_lib.reproduce $(ARGS)
 
 # Execute every notebook in place, top to bottom in a fresh kernel.
 notebooks: .venv/ready

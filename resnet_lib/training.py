@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from resnet_lib.data import Batches, Dataset, Images, Normalisation
@@ -334,8 +335,8 @@ def fit(
 
     Ctrl-C (SIGINT), SIGTERM and `max_minutes` stop after the running iteration, with a
     checkpoint. Raises FloatingPointError when the loss is no longer finite, ValueError
-    for a run folder of another network or recipe, RuntimeError for a damaged one,
-    OSError for one that cannot be written.
+    for a run folder of another network or recipe, RuntimeError for a damaged one and
+    for one that another process is writing to, OSError for one that cannot be written.
     """
     state = _Training(model, data, recipe, device, compile)
     folder = _RunFolder(Path(run), state, snapshots) if run else None
@@ -387,6 +388,9 @@ def fit(
             f"{error}{kept} Lower the recipe's lr, or set precision='fp32' to see "
             "whether bf16 is the cause."
         ) from None
+    finally:
+        if folder:
+            folder.release()
     return Fit(status, state.iteration, state.rows)
 
 
@@ -567,18 +571,22 @@ class _RunFolder:
         self.history = path / "history.csv"
         self.weights = path / "weights.pt"
         self.checkpoints = (path / "checkpoint.pt", path / "checkpoint.previous.pt")
+        self.lock = FileLock(path / ".lock", timeout=0)
 
     def open(self) -> bool:
         """Make the folder or go on with it; True if its run is finished already."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._claim()
             if self.weights.exists():
+                self._claim()
                 self.state.model.load_state_dict(load_weights(self.weights))
                 self.state.rows = read_history(self.history)
                 self.state.iteration = self.state.rows[-1]["iteration"]
                 return True
+            self._hold()
+            self._claim()
             self._resume()
+            self._note_machine()
             # Rows written after the checkpoint will be measured again.
             write_atomically(self.history, history_text(self.state.rows).encode())
             self.snapshot()
@@ -587,7 +595,27 @@ class _RunFolder:
                 f"The run folder {self.path} cannot be written: {error}. "
                 "Choose another one."
             ) from error
+        except (ValueError, RuntimeError):
+            self.lock.release()
+            raise
         return False
+
+    def _hold(self) -> None:
+        """Keep other processes out; the system lets go when this one dies."""
+        try:
+            # Some network drives have no locks; a run there is on its own.
+            with contextlib.suppress(NotImplementedError):
+                self.lock.acquire()
+        except Timeout:
+            raise RuntimeError(
+                f"Another process is training in {self.path}. Let it finish or stop "
+                "it, or choose another folder."
+            ) from None
+
+    def release(self) -> None:
+        self.lock.release()
+        if self.state.at_end:
+            self.path.joinpath(".lock").unlink(missing_ok=True)
 
     def _claim(self) -> None:
         """Write what this run is, or compare it with what the folder says."""
@@ -600,9 +628,7 @@ class _RunFolder:
         path = self.path / "recipe.json"
         if not path.exists():
             write_json(path, about)
-            profile = self.state.profile
-            environment = describe_environment(profile.device.type, str(profile))
-            write_json(self.path / "environment.json", environment)
+            write_json(self.path / "environment.json", self._machine())
             return
         theirs = json.loads(path.read_text())
         ours, theirs = ({**x, **x["recipe"], "recipe": 0} for x in (about, theirs))
@@ -612,6 +638,22 @@ class _RunFolder:
                     f"{self.path} holds a run with {key} = {theirs.get(key)!r}, not "
                     f"{ours[key]!r}. Choose another folder, or the same {key}."
                 )
+
+    def _machine(self) -> dict:
+        profile = self.state.profile
+        return describe_environment(profile.device.type, str(profile))
+
+    def _note_machine(self) -> None:
+        """A run that goes on under other conditions says from where, and which."""
+        path = self.path / "environment.json"
+        recorded = json.loads(path.read_text())
+        known = recorded | (recorded.get("resumed") or [{}])[-1]
+        now = self._machine()
+        changed = {key: now[key] for key in now if now[key] != known.get(key)}
+        if self.state.iteration and changed.keys() - {"started"}:
+            changed = {"iteration": self.state.iteration, **changed}
+            recorded["resumed"] = [*recorded.get("resumed", []), changed]
+            write_json(path, recorded)
 
     def _resume(self) -> None:
         state = self._newest_checkpoint()

@@ -1,7 +1,5 @@
-"""ipywidgets over probes and plots: controls, a picture, and a sentence."""
+"""Notebook 01: what depth does to a plain and to a residual stack."""
 
-import html
-import io
 from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets
@@ -9,17 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from resnet_lib.plots import PLAIN, RESIDUAL
+from resnet_lib.widgets.base import Explorer
 
 __all__ = ["DepthExplorer"]
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    return buffer.getvalue()
-
-
-class DepthExplorer(widgets.VBox):
+class DepthExplorer(Explorer):
     """Loss curves of a plain and a residual stack, at a depth that the reader moves.
 
     `curves` maps a number of layers to a pair of loss curves, (plain, residual), one
@@ -55,13 +48,7 @@ class DepthExplorer(widgets.VBox):
             description="layers",
             layout=widgets.Layout(width="360px"),
         )
-        self.words = widgets.HTML()
-        self.picture = widgets.Image(
-            format="png", layout=widgets.Layout(width="100%", max_width="780px")
-        )
-        super().__init__([self.slider, self.words, self.picture])
-        self.slider.observe(self._refresh, names="value")
-        self._refresh()
+        super().__init__([self.slider], [self.slider])
 
     @property
     def depth(self) -> int:
@@ -111,24 +98,9 @@ class DepthExplorer(widgets.VBox):
     def _layers(self) -> str:
         return f"{self.depth} layer{'s' if self.depth != 1 else ''}"
 
-    def _sentence(self) -> str:
+    def sentence(self) -> str:
         plain, residual = self.final_losses
         return f"{self._layers()}: last loss {plain:.2g} plain, {residual:.2g} residual"
-
-    def _refresh(self, change: object = None) -> None:
-        """Redraw; an error becomes a sentence, for nobody catches what this raises."""
-        try:
-            self.words.value = html.escape(self._sentence())
-            self.picture.value = _png(self.figure())
-        except Exception as error:
-            self.words.value = html.escape(
-                f"Could not draw {self._layers()}: {type(error).__name__}, {error}. "
-                "Run the cell again."
-            )
-
-    def __repr__(self) -> str:
-        # What a page without a kernel shows in place of the widget.
-        return f"DepthExplorer, {self._sentence()}. It moves when the notebook runs."
 
 
 def _above_zero(losses: np.ndarray) -> np.ndarray:
