@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resnet_lib.basic_block import PaddedIdentity
 
-__all__ = ["activations", "gradient_norms", "layer_table"]
+__all__ = ["activations", "gradient_norms", "layer_responses", "layer_table"]
 
 
 @contextlib.contextmanager
@@ -110,6 +110,23 @@ def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
             )
     norms = (gradient.norm().item() for gradient in gradients)
     return dict(zip(weights, norms, strict=True))
+
+
+def layer_responses(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """The standard deviation of each 3×3 layer's response, by BN name, in order.
+
+    A response is the output after BN, before the ReLU or the addition, over all of
+    images (N, C, H, W), channels and places. The 1×1 shortcuts are no layers here. The
+    model's mode is left as it was. Used in notebook 05; paper §4.2 and Fig. 7.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and "shortcut" not in name
+    ]
+    with _evaluating(model):
+        outputs = activations(model, images, names)
+    return {name: output.std().item() for name, output in outputs.items()}
 
 
 @torch.no_grad()

@@ -6,8 +6,11 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +25,15 @@ from resnet_lib.resnet import ResNet, get_model
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "Run", "load_run", "recorded_runs", "runs_table"]
+__all__ = [
+    "COLUMNS",
+    "Run",
+    "histories",
+    "load_run",
+    "longest_study",
+    "recorded_runs",
+    "runs_table",
+]
 
 COLUMNS = (
     "iteration",
@@ -35,6 +46,7 @@ COLUMNS = (
     "test_error",
     "seconds",
 )
+PARTS = ("train", "validation", "test")
 
 
 # --- writing --------------------------------------------------------------------------
@@ -161,11 +173,39 @@ class Run:
         """The last row of the history: the result of the run."""
         return self.history.iloc[-1]
 
-    def model(self) -> ResNet:
-        """The trained network, on the CPU and in evaluation mode."""
+    @property
+    def net(self) -> str:
+        """ "plain" or "residual"."""
+        return "plain" if self.about["model"].startswith("plain") else "residual"
+
+    @property
+    def layers(self) -> int:
+        """The number in the network's name: 20 for resnet20."""
+        return int(re.search(r"\d+", self.about["model"])[0])
+
+    @property
+    def snapshots(self) -> list[int]:
+        """The iterations whose weights were kept along the way."""
+        paths = (self.folder / "snapshots").glob("iteration-*.pt")
+        return sorted(int(path.stem.removeprefix("iteration-")) for path in paths)
+
+    def model(self, iteration: int | None = None) -> ResNet:
+        """The trained network, on the CPU and in evaluation mode.
+
+        With an `iteration` of `snapshots`, the network as it was then. Raises
+        ValueError for an iteration without kept weights.
+        """
+        path = self.folder / "weights.pt"
+        if iteration is not None:
+            path = self.folder / "snapshots" / f"iteration-{iteration:06d}.pt"
+            if not path.exists():
+                raise ValueError(
+                    f"{self.name} has no weights of iteration {iteration}: choose from "
+                    f"{self.snapshots}."
+                )
         name, _, shortcut = self.about["model"].partition("-")
         model = get_model(name, shortcut or None)
-        model.load_state_dict(load_weights(self.folder / "weights.pt"))
+        model.load_state_dict(load_weights(path))  # half precision becomes float32
         return model.eval()
 
 
@@ -185,6 +225,59 @@ def load_run(name: str, folder: Path | str | None = None) -> Run:
     return runs[name]
 
 
+def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
+    """Plain and residual nets of the paper's family, trained alike. Paper §4.2, Fig. 6.
+
+    Runs are alike if their data and recipes differ in nothing but the seed, the warm-up
+    of the deepest nets, and what was logged. A study has two depths or more at which
+    both nets are recorded; a depth with one of them is left out. Of several studies,
+    the one with the most iterations, ordered by layers, net and seed.
+
+    Raises ValueError where there are no two such depths.
+    """
+    own = {"seed", "warmup_lr", "warmup_error", "log_every", "eval_every"}
+    groups = defaultdict(list)
+    for run in runs.values():
+        same = {k: v for k, v in run.recipe.items() if k not in own}
+        # 18 layers are of another family, and a "-" stands for another shortcut.
+        if run.layers % 6 == 2 and "-" not in run.about["model"]:
+            groups[json.dumps([run.about["data"], same])].append(run)
+    studies = []
+    for group in groups.values():
+        nets = {(run.net, run.layers) for run in group}
+        twins = {n for _, n in nets if nets >= {("plain", n), ("residual", n)}}
+        if len(twins) >= 2:
+            studies.append([run for run in group if run.layers in twins])
+    if not studies:
+        raise ValueError(
+            "No two depths are recorded with a plain and a residual net each. Run "
+            "`make reproduce`."
+        )
+    longest = max(studies, key=lambda study: study[0].recipe["iterations"])
+    longest.sort(key=lambda run: (run.layers, run.net, run.recipe["seed"]))
+    return {run.name: run for run in longest}
+
+
+def histories(runs: Mapping[str, Run]) -> "pd.DataFrame":
+    """Every error of every run: a row per run, iteration and part, for seaborn.
+
+    Columns: run, net ("plain", "residual"), layers, seed, iteration, part ("train",
+    "validation", "test"), error (%).
+    """
+    import pandas as pd
+
+    tables = []
+    for run in runs.values():
+        table = run.history.set_index("iteration")[[f"{part}_error" for part in PARTS]]
+        table.columns = PARTS
+        table = (100 * table).melt(
+            var_name="part", value_name="error (%)", ignore_index=False
+        )
+        about = {"run": run.name, "net": run.net, "layers": run.layers}
+        tables.append(table.assign(**about, seed=run.recipe["seed"]).dropna())
+    return pd.concat(tables).reset_index()
+
+
 def runs_table(runs: dict[str, Run]) -> "pd.DataFrame":
     """One row per run: its conditions and its final errors in percent."""
     import pandas as pd
@@ -194,7 +287,7 @@ def runs_table(runs: dict[str, Run]) -> "pd.DataFrame":
         conditions = ("iterations", "validation", "label_smoothing", "weight_decay")
         row = {"run": run.name, "model": run.about["model"]}
         row |= {key: run.recipe[key] for key in conditions}
-        for part in ("train", "validation", "test"):
+        for part in PARTS:
             row[f"{part} error (%)"] = round(100 * run.final[f"{part}_error"], 2)
         rows.append(row | {"minutes": round(run.final["seconds"] / 60)})
     return pd.DataFrame(rows)
