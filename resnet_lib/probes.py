@@ -1,16 +1,34 @@
-"""Hooks: activations, responses, gradients, parameter and FLOP tables."""
+"""Hooks and lesions: activations, responses, gradients, parameter and FLOP tables."""
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib.basic_block import PaddedIdentity
+from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
 
-__all__ = ["activations", "gradient_norms", "layer_responses", "layer_table"]
+__all__ = [
+    "BlockParts",
+    "LesionedNet",
+    "activations",
+    "block_names",
+    "block_parts",
+    "branch_ratios",
+    "confident_mistakes",
+    "gradient_norms",
+    "layer_responses",
+    "layer_table",
+    "lesion",
+    "path_lengths",
+    "swappable",
+]
 
 
 @contextlib.contextmanager
@@ -175,3 +193,250 @@ def _multiply_adds(module: nn.Module, output: Tensor) -> int:
         return 0
     weights_read = module.weight[0].numel()  # C_in / groups · k · k, or in_features
     return output[0].numel() * weights_read
+
+
+# --- blocks ---------------------------------------------------------------------------
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The names of the model's blocks, such as "layer1.0", in the order they run."""
+    blocks = (BasicBlock, PlainBlock)
+    return [name for name, m in model.named_modules() if isinstance(m, blocks)]
+
+
+class BlockParts(NamedTuple):
+    """What happens in one residual block, each of shape (N, C, H, W).
+
+    `x` is what the shortcut delivers: the block's input, or its projection where the
+    shape changes. `f` is F(x), what the branch adds to it.
+    """
+
+    x: Tensor
+    f: Tensor
+
+    @property
+    def sum(self) -> Tensor:
+        """F(x) + x."""
+        return self.f + self.x
+
+    @property
+    def out(self) -> Tensor:
+        """relu(F(x) + x), the block's output."""
+        return F.relu(self.sum)
+
+    @property
+    def ratio(self) -> float:
+        """‖F(x)‖ / ‖x‖ over all images: how much the branch changes."""
+        return (self.f.norm() / self.x.norm()).item()
+
+
+@torch.no_grad()
+def block_parts(
+    model: nn.Module, images: Tensor, names: Sequence[str] | None = None
+) -> dict[str, BlockParts]:
+    """x and F(x) of residual blocks, by name, in one forward pass over (N, 3, H, W).
+
+    All residual blocks if no `names` are given. The model runs in evaluation mode and
+    is left in the mode it was in. Built in notebook 06; paper §3.1 and Fig. 7.
+
+    Raises ValueError for a name that is no residual block.
+    """
+    if names is None:
+        names = [
+            n for n in block_names(model) if isinstance(_find(model, n), BasicBlock)
+        ]
+    parts: dict[str, BlockParts] = {}
+
+    def keep(name: str):
+        def hook(block, inputs, output) -> None:
+            parts[name] = BlockParts(block.shortcut(*inputs), block.residual(*inputs))
+
+        return hook
+
+    for name in names:
+        if not isinstance(_find(model, name), BasicBlock):
+            raise ValueError(f"{name!r} is no residual block: it has no F(x) to show.")
+    with _evaluating(model), _hooked([(_find(model, n), keep(n)) for n in names]):
+        model(images)
+    return {name: parts[name] for name in names}
+
+
+def branch_ratios(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """‖F(x)‖ / ‖x‖ of every residual block, by name, over images (N, 3, H, W).
+
+    Built in notebook 06; compare the layer responses of paper §4.2 and Fig. 7.
+    """
+    return {name: parts.ratio for name, parts in block_parts(model, images).items()}
+
+
+def confident_mistakes(logits: Tensor, labels: Tensor) -> list[int]:
+    """The indices of wrong predictions, the most confident first.
+
+    Confidence is the probability of the predicted class. Takes logits (N, classes) and
+    labels (N,).
+    """
+    confidence, predictions = logits.softmax(1).max(1)
+    wrong = (predictions != labels).nonzero().flatten()
+    order = confidence[wrong].argsort(descending=True, stable=True)
+    return wrong[order].tolist()
+
+
+def path_lengths(blocks: int) -> list[int]:
+    """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
+
+    A path takes the branch or the shortcut at every block, so the counts are binomial
+    coefficients, 2^blocks in all. Built in notebook 06; Veit et al. 2016, §3.
+    """
+    return [math.comb(blocks, length) for length in range(blocks + 1)]
+
+
+# --- lesions --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lesion(
+    model: nn.Module,
+    scales: Mapping[str, float] | None = None,
+    swap: tuple[str, str] | None = None,
+) -> Iterator[nn.Module]:
+    """Weaken or exchange blocks inside the `with`; the model is whole again after it.
+
+    `scales` gives factors by block name. A residual block becomes
+    relu(scale · F(x) + x): 1 leaves it whole, 0 leaves its shortcut alone. A plain
+    block has no shortcut, so one is lent to it: scale · block(x) + (1 - scale) · x,
+    with x strided and padded as in shortcut A where the shape changes; 0 skips the
+    block. `swap` exchanges two blocks. The model is restored whatever happens inside.
+    Built in notebook 06; Veit et al. 2016, §4.
+
+    Raises ValueError for an unknown block, a scale outside 0 to 1, and for blocks that
+    cannot be exchanged.
+    """
+    scales = dict(scales or {})
+    blocks = {name: _find_block(model, name) for name in scales}
+    for name, scale in scales.items():
+        if not 0 <= scale <= 1:
+            raise ValueError(f"{name} is scaled by {scale}: give a number from 0 to 1.")
+    if swap and tuple(swap) not in _exchangeable(model):
+        raise ValueError(
+            f"{swap[0]} and {swap[1]} cannot be exchanged: choose two blocks of one "
+            "stage that both keep the shape."
+        )
+    before = {name: vars(block).get("forward") for name, block in blocks.items()}
+    try:
+        for name, block in blocks.items():
+            block.forward = partial(_weakened, block, scales[name])
+        if swap:
+            _exchange(model, *swap)
+        yield model
+    finally:
+        if swap:
+            _exchange(model, *swap)
+        for name, block in blocks.items():
+            if before[name] is None:
+                vars(block).pop("forward", None)  # the class's own is back
+            else:
+                block.forward = before[name]  # of the lesion around this one
+
+
+def _find_block(model: nn.Module, name: str) -> BasicBlock | PlainBlock:
+    block = _find(model, name)
+    if not isinstance(block, BasicBlock | PlainBlock):
+        raise ValueError(f"{name!r} is no block: choose from {block_names(model)}.")
+    return block
+
+
+def _weakened(block: BasicBlock | PlainBlock, scale: float, x: Tensor) -> Tensor:
+    if isinstance(block, BasicBlock):
+        around = block.shortcut(x)
+        return F.relu(around if scale == 0 else scale * block.residual(x) + around)
+    if scale == 1:
+        return PlainBlock.forward(block, x)
+    conv = block.conv1
+    skip = PaddedIdentity(conv.in_channels, conv.out_channels, conv.stride[0])
+    around = x if _keeps_shape(block) else skip(x)
+    if scale == 0:
+        return around
+    return scale * PlainBlock.forward(block, x) + (1 - scale) * around
+
+
+def _keeps_shape(block: BasicBlock | PlainBlock) -> bool:
+    conv = block.conv1
+    return conv.stride == (1, 1) and conv.in_channels == conv.out_channels
+
+
+def swappable(model: nn.Module) -> list[tuple[str, str]]:
+    """Pairs of blocks of one stage that keep the shape and can trade places."""
+    names = [n for n in block_names(model) if _keeps_shape(_find_block(model, n))]
+    return [
+        (one, other)
+        for position, one in enumerate(names)
+        for other in names[position + 1 :]
+        if one.rpartition(".")[0] == other.rpartition(".")[0]
+    ]
+
+
+def _exchangeable(model: nn.Module) -> set[tuple[str, str]]:
+    pairs = swappable(model)
+    return {*pairs, *(pair[::-1] for pair in pairs)}
+
+
+def _exchange(model: nn.Module, one: str, other: str) -> None:
+    stage, _, i = one.rpartition(".")
+    blocks, i, j = _find(model, stage), int(i), int(other.rpartition(".")[2])
+    blocks[i], blocks[j] = blocks[j], blocks[i]
+
+
+class LesionedNet:
+    """A network's logits for one set of images (N, 3, H, W), under one lesion or other.
+
+    A lesion changes nothing in front of the first block that it touches. So the inputs
+    of the stages are kept, and of the block that was touched first the last time; the
+    forward pass starts there. The model runs in evaluation mode and is left as it was.
+    Used in notebook 06.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 50) -> None:
+        self.model = model
+        self.batch_size = batch_size  # small: it stays in the processor's cache
+        self.names = block_names(model)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), _evaluating(model):
+            x = self._batched(images, model.conv1, model.bn1, model.relu)
+            self.stages = {0: x}  # inputs, by the position of the block that reads them
+            for position, name in enumerate(self.names):
+                if name.endswith(".0"):
+                    self.stages[position] = x
+                x = self._batched(x, model.get_submodule(name))
+            self.intact = self._head(x)  # logits (N, classes) without a lesion
+        self.last: dict[int, Tensor] = {}
+
+    def __call__(
+        self,
+        scales: Mapping[str, float] | None = None,
+        swap: tuple[str, str] | None = None,
+    ) -> Tensor:
+        """Logits (N, classes) under this lesion.
+
+        Raises ValueError for a lesion that `probes.lesion` refuses.
+        """
+        touched = {name for name, scale in (scales or {}).items() if scale != 1}
+        touched.update(swap or ())
+        with lesion(self.model, scales, swap), torch.no_grad(), _evaluating(self.model):
+            if not touched:
+                return self.intact
+            first = min(self.names.index(name) for name in touched)
+            known = self.stages | self.last
+            start = max(position for position in known if position <= first)
+            blocks = [self.model.get_submodule(name) for name in self.names]
+            x = self._batched(known[start], *blocks[start:first])
+            self.last = {first: x}
+            return self._head(self._batched(x, *blocks[first:]))
+
+    def _batched(self, x: Tensor, *layers: nn.Module) -> Tensor:
+        """x through the layers, batch by batch."""
+        if not layers:
+            return x
+        return torch.cat([nn.Sequential(*layers)(b) for b in x.split(self.batch_size)])
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.model.fc(self.model.avgpool(x).flatten(1))  # (N, classes)

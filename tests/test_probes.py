@@ -5,7 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib.probes import activations, gradient_norms, layer_table
+from resnet_lib.probes import (
+    LesionedNet,
+    activations,
+    block_names,
+    block_parts,
+    branch_ratios,
+    confident_mistakes,
+    gradient_norms,
+    layer_table,
+    lesion,
+    path_lengths,
+    swappable,
+)
 from resnet_lib.resnet import get_model
 
 
@@ -186,3 +198,161 @@ def test_a_loss_without_a_path_to_a_weight(how):
     out = model(torch.ones(1, 2)).detach() if how == "detached" else model[0].weight
     with pytest.raises(ValueError, match="does not depend on the weight of"):
         gradient_norms(model, out.sum())
+
+
+# --- blocks and lesions ---------------------------------------------------------------
+
+
+def shaken(name):
+    """A network whose BN is not the identity, in evaluation mode."""
+    torch.manual_seed(1)
+    model = get_model(name)
+    model.train()(torch.randn(16, 3, 32, 32))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    return model.eval()
+
+
+X = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_block_names_are_in_the_order_they_run():
+    assert block_names(get_model("plain8")) == ["layer1.0", "layer2.0", "layer3.0"]
+    assert len(block_names(get_model("resnet18"))) == 8
+
+
+@pytest.mark.parametrize("name", ["resnet14", "resnet18"])
+def test_parts_add_up_to_the_blocks_output(name):
+    model = shaken(name).train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    parts = block_parts(model, X)
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
+    assert list(parts) == block_names(model)
+    outputs = activations(model, X, list(parts))
+    for block, part in parts.items():
+        assert torch.equal(part.out, outputs[block])
+        assert torch.equal(part.sum, part.x + part.f)
+    assert torch.equal(parts["layer1.1"].x, outputs["layer1.0"])
+    ratios = branch_ratios(model, X)
+    part = parts["layer2.0"]
+    assert ratios["layer2.0"] == pytest.approx((part.f.norm() / part.x.norm()).item())
+    assert hook_count(model) == 0
+
+
+def test_a_plain_block_has_no_parts():
+    assert block_parts(get_model("plain8"), X) == {}
+    with pytest.raises(ValueError, match="no residual block"):
+        block_parts(get_model("plain8"), X, ["layer1.0"])
+
+
+def test_confident_mistakes_come_first():
+    logits = torch.tensor([[0.0, 9.0], [0.0, 1.0], [3.0, 0.0], [0.0, 4.0]])
+    assert confident_mistakes(logits, torch.tensor([0, 0, 0, 1])) == [0, 1]
+
+
+def test_path_lengths_are_binomial():
+    assert path_lengths(0) == [1]
+    assert path_lengths(3) == [1, 3, 3, 1]
+    assert sum(path_lengths(54)) == 2**54
+
+
+@torch.no_grad()
+def test_a_residual_lesion_is_the_equation():
+    model = shaken("resnet14")
+    block, x = model.layer2[0], torch.rand(2, 16, 8, 8)
+    for scale in (0, 0.3, 1):
+        with lesion(model, {"layer2.0": scale}):
+            expected = F.relu(scale * block.residual(x) + block.shortcut(x))
+            torch.testing.assert_close(block(x), expected)
+
+
+@torch.no_grad()
+def test_a_plain_lesion_goes_from_the_block_to_its_input():
+    model = shaken("plain14")
+    whole = model(X)
+    block, x = model.layer1[1], torch.rand(2, 16, 8, 8)
+    whole_block = block(x)
+    with lesion(model, {"layer1.1": 0}):
+        assert torch.equal(block(x), x)
+    with lesion(model, {"layer1.1": 0.25}):
+        torch.testing.assert_close(block(x), 0.25 * whole_block + 0.75 * x)
+    with lesion(model, {"layer1.1": 1.0}):
+        assert torch.equal(model(X), whole)
+    with lesion(model, {"layer2.0": 0}):  # strided, and zeros in the new channels
+        out = model.layer2[0](x)
+        assert torch.equal(out[:, :16], x[:, :, ::2, ::2]) and not out[:, 16:].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet14", "plain14"])
+def test_the_model_is_whole_again_whatever_happens(name):
+    model = shaken(name)
+    whole, order = model(X), list(model.layer2)
+    pair = ("layer1.0", "layer1.1")
+    with pytest.raises(KeyboardInterrupt), lesion(model, {"layer1.1": 0}, pair):
+        assert not torch.equal(model(X), whole)
+        raise KeyboardInterrupt
+    with lesion(model, {"layer1.1": 0}):
+        outer = model(X)
+        with lesion(model, {"layer1.1": 1, "layer3.1": 0}):
+            pass
+        assert torch.equal(model(X), outer)
+    assert torch.equal(model(X), whole)
+    assert list(model.layer2) == order
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("scales", "swap", "words"),
+    [
+        ({"layer9.0": 0}, None, "no layer 'layer9.0'"),
+        ({"layer1": 0}, None, "no block"),
+        ({"layer1.0": 1.5}, None, "from 0 to 1"),
+        ({"layer1.0": float("nan")}, None, "from 0 to 1"),
+        ({}, ("layer1.0", "layer2.0"), "cannot be exchanged"),
+        ({}, ("layer2.0", "layer2.1"), "cannot be exchanged"),
+    ],
+)
+def test_lesions_that_make_no_sense(scales, swap, words):
+    model = shaken("resnet14")
+    with pytest.raises(ValueError, match=words), lesion(model, scales, swap):
+        pass
+
+
+def test_blocks_that_can_trade_places_keep_the_shape():
+    assert swappable(get_model("resnet20")) == [
+        ("layer1.0", "layer1.1"),
+        ("layer1.0", "layer1.2"),
+        ("layer1.1", "layer1.2"),
+        ("layer2.1", "layer2.2"),
+        ("layer3.1", "layer3.2"),
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet14", "plain14", "resnet18"])
+def test_kept_inputs_give_the_logits_of_a_whole_pass(name):
+    model = shaken(name)
+    net = LesionedNet(model, X, batch_size=4)
+    torch.testing.assert_close(net.intact, model(X), rtol=1e-4, atol=1e-4)
+    lesions = [
+        ({}, None),
+        ({"layer2.1": 0.5}, None),
+        ({"layer2.1": 0.2, "layer3.0": 0}, None),
+        ({"layer1.0": 1, "layer3.1": 0}, None),
+        ({"layer1.1": 0}, ("layer1.0", "layer1.1")),
+        ({}, ("layer1.1", "layer1.0")),
+        ({"layer1.0": 0.0}, None),
+        ({"layer1.0": 1.0}, None),
+    ]
+    for scales, swap in lesions:
+        found = net(scales, swap)
+        with lesion(model, scales, swap):
+            torch.testing.assert_close(found, model(X), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        net({"layer1.0": 2})
+    assert model.layer1[0].training is False
