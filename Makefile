@@ -1,7 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
 # reproduce: the runs of a plan
 .PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results clean
+        results badges colab clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -9,6 +9,7 @@ export RESNET_LIB_DATA := $(abspath $(RESNET_LIB_DATA))
 endif
 
 PYTHON ?= python3
+COLAB_PYTHON ?= python3.13
 BIN := .venv/bin
 NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --no-header \
          -p no:cacheprovider notebooks
@@ -46,6 +47,14 @@ notebooks: .venv/ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb notebooks/*/*.ipynb
 
+# The address in pyproject.toml, carried to every badge, set-up cell and link.
+badges: .venv/ready
+	$(BIN)/python badges.py
+
+# Every notebook as in Colab: its Python and packages, an empty folder, a fetched project.
+colab: .colab/ready
+	.colab/bin/python tests/colab.py $(ARGS)
+
 # The README's table and figure, from data/runs.
 results: .venv/ready
 	$(BIN)/python -m resnet_lib.results
@@ -56,5 +65,12 @@ results: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+# Colab has more packages than these, but none that the notebooks need.
+.colab/ready: tests/colab-constraints.txt
+	$(COLAB_PYTHON) -m venv .colab
+	.colab/bin/python -m pip install --quiet --requirement tests/colab-constraints.txt \
+	    scikit-learn tqdm filelock nbclient
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .colab

@@ -93,7 +93,8 @@ class LiveCurves:
     """Curves that move while a network trains: `fit(…, on_row=LiveCurves())`.
 
     Redraws one figure in place, at most once in `seconds`; call `draw` at the end, so
-    that a saved notebook holds the whole curve.
+    that a saved notebook holds the whole curve. A run that was finished before calls
+    nothing: give `draw` its history.
     """
 
     def __init__(self, milestones: Sequence[int] = (), seconds: float = 2.0) -> None:
@@ -107,10 +108,10 @@ class LiveCurves:
             self.draw()
             self.drawn_at = time.monotonic()
 
-    def draw(self) -> None:
+    def draw(self, history: Sequence[dict] | None = None) -> None:
         from IPython.display import display
 
-        axes = training_curves(self.history, milestones=self.milestones)
+        axes = training_curves(history or self.history, milestones=self.milestones)
         figure = axes[0].figure
         plt.close(figure)  # shown here, and not once more at the end of the cell
         if self.handle:

@@ -1,6 +1,7 @@
 """The paper's recipe, the loop that follows it, and checkpoints that lose nothing."""
 
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import hashlib
@@ -41,6 +42,7 @@ __all__ = [
     "Recipe",
     "device_profile",
     "evaluate",
+    "expected_minutes",
     "fit",
     "learning_rate_at",
     "train_step",
@@ -392,6 +394,29 @@ def fit(
         if folder:
             folder.release()
     return Fit(status, state.iteration, state.rows)
+
+
+def expected_minutes(
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    device: str | None = None,
+    steps: int = 10,
+) -> float:
+    """How long `fit` will take from its start, judged by `steps` updates of a copy."""
+    trial = _Training(copy.deepcopy(model), data, recipe, device, compile=False)
+    trial.step()  # the first update is slow: libraries are loaded, kernels are chosen
+    trial.loss_sum.item()  # a GPU answers when it has done its work
+    start = time.perf_counter()
+    for _ in range(steps):
+        trial.step()
+    trial.loss_sum.item()
+    update = (time.perf_counter() - start) / steps
+    judged = sum(len(images) for images in trial.judged.values() if images)
+    looks = math.ceil(recipe.iterations / recipe.eval_every)
+    # A look at an image is a forward pass, a third of an update's work.
+    evaluation = update * judged / recipe.batch_size / 3
+    return (recipe.iterations * update + looks * evaluation) / 60
 
 
 class _Training:

@@ -27,6 +27,7 @@ from resnet_lib import (
 from resnet_lib.data import Normalisation, load_digits
 from resnet_lib.runs import Run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
+from resnet_lib.training import _Training, expected_minutes
 
 DIGITS = load_digits()
 SHORT = Recipe(
@@ -148,6 +149,18 @@ def test_network_learns_the_digits():
 
 
 # --- a run folder --------------------------------------------------------------------
+
+
+def test_expected_time_is_the_time_of_the_updates(monkeypatch):
+    monkeypatch.setattr(_Training, "step", lambda state: time.sleep(0.02))
+    model = small_net()
+    before, drawn = weights(model), torch.get_rng_state()
+    recipe = Recipe(iterations=3_000, milestones=(), validation=37, eval_every=1_000)
+    minutes = expected_minutes(model, DIGITS, recipe)
+    # 3,000 updates, and three looks at 37 + 360 images: about one update's work each.
+    assert minutes == pytest.approx(3_003 * 0.02 / 60, rel=0.1)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(weights(model), before)
 
 
 @pytest.fixture(scope="module")

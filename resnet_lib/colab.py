@@ -1,0 +1,21 @@
+"""What the set-up cell calls once it has fetched the project into a Colab runtime."""
+
+import os
+
+import torch
+
+from resnet_lib.data import data_home
+
+__all__ = ["set_up"]
+
+
+def set_up() -> None:
+    """Go to the notebooks' folder, as Jupyter does, and say what will compute."""
+    os.chdir(data_home().parent / "notebooks")
+    if torch.cuda.is_available():
+        print(f"GPU: {torch.cuda.get_device_name()}.")
+    else:
+        print(
+            "No GPU here. Notebooks 04 and 05 train faster with one: choose "
+            "Runtime, Change runtime type, T4 GPU, then run this cell again."
+        )
