@@ -20,8 +20,8 @@ import sys
 
 if "COLAB_RELEASE_TAG" in os.environ and "resnet_lib" not in sys.modules:
     home = "{url}"
-    fetch = f"git clone -q --depth 1 --branch {tag} {{home}} project"
-    if not os.path.exists("project") and os.system(fetch):
+    clone = "git -c advice.detachedHead=false clone -q --depth 1 --branch {tag}"
+    if not os.path.exists("project") and os.system(f"{{clone}} {{home}} project"):
         raise OSError(f"{{home}} could not be read. Wait a minute and run this again.")
     sys.path.insert(0, os.path.abspath("project"))
     from resnet_lib.colab import set_up
