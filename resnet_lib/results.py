@@ -1,16 +1,34 @@
-"""The README's results, a table and a figure drawn from data/runs: `make results`."""
+"""The README's results, two tables and a figure drawn from data/runs: `make results`.
 
+Notebook 05 shows the same table beside the paper's.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from resnet_lib import plots
 from resnet_lib.data import data_home
-from resnet_lib.runs import Run, recorded_runs
+from resnet_lib.runs import Run, histories, longest_study, recorded_runs
+from resnet_lib.training import PAPER
 
-__all__ = ["draw", "table", "updated"]
+__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "tables", "updated"]
 
 START, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
+
+# Test error (%) at 64,000 iterations, Table 6. For 110 layers the paper gives the best
+# of five runs, 6.43, and their mean, 6.61 ± 0.16: ours are means too. It has no numbers
+# for plain nets, only the curves of Fig. 6.
+PAPER_ERRORS = {
+    "resnet20": 8.75,
+    "resnet32": 7.51,
+    "resnet44": 7.17,
+    "resnet56": 6.97,
+    "resnet110": 6.61,
+}
 
 
 def cifar10_runs() -> dict[str, Run]:
@@ -18,49 +36,112 @@ def cifar10_runs() -> dict[str, Run]:
     return {name: run for name, run in runs.items() if run.about["data"] == "cifar10"}
 
 
-def table(runs: dict[str, Run]) -> str:
-    """Markdown, a row per run, with the conditions that a number needs."""
-    lines = [
-        "| run | iterations | trained on | final training error | final test error "
-        "| seed | machine |",
-        "|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for name, run in runs.items():
-        recipe, final, environment = run.recipe, run.final, run.environment
-        cells = [
-            f"[`{name}`](data/runs/{name})",
-            f"{recipe['iterations']:,}",
-            f"{50_000 - recipe['validation']:,}",
-            f"{final['train_error']:.2%}",
-            f"**{final['test_error']:.2%}**",
-            recipe["seed"],
-            f"{environment['device']}, {environment['computation']}",
+def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Final test errors beside the paper's Table 6, a row per network and schedule.
+
+    Of runs by the paper's recipe on CIFAR-10, at any length: mean and standard
+    deviation over the seeds in percent, their number n, and the difference to the
+    paper's 64,000 iterations in percentage points. NaN where there is nothing to
+    compare, and for the deviation of a single run.
+    """
+    groups = defaultdict(list)
+    for run in runs.values():
+        recipe = run.recipe
+        if (
+            run.about["data"] == "cifar10"
+            and recipe["weight_decay"] == PAPER.weight_decay
+            and recipe["label_smoothing"] == PAPER.label_smoothing
+        ):
+            groups[run.layers, run.about["model"], recipe["iterations"]].append(run)
+    rows = []
+    for (_, model, iterations), group in sorted(groups.items()):
+        errors = pd.Series([100 * run.final["test_error"] for run in group])
+        paper = PAPER_ERRORS.get(model, float("nan"))
+        rows.append(
+            {
+                "network": model,
+                "paper, 64,000": paper,
+                "iterations": iterations,
+                "n": len(group),
+                "ours": errors.mean(),
+                "std": errors.std(),  # of a sample: NaN for one run
+                "difference": errors.mean() - paper,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def tables(runs: Mapping[str, Run]) -> str:
+    """Markdown: beside the paper's Table 6, then a row per run with its conditions."""
+    compared = [
+        [
+            f"`{row['network']}`",
+            _number(row["paper, 64,000"]),
+            f"{row['iterations']:,}",
+            row["n"],
+            f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", ""),
+            _number(row["difference"], "{:+.2f}"),
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        for row in beside_the_paper(runs).to_dict("records")
+    ]
+    single = [
+        [
+            f"[`{name}`](data/runs/{name})",
+            f"{run.recipe['iterations']:,}",
+            f"{50_000 - run.recipe['validation']:,}",
+            f"{run.final['train_error']:.2%}",
+            f"**{run.final['test_error']:.2%}**",
+            run.recipe["seed"],
+            f"{run.environment['device']}, {run.environment['computation']}",
+        ]
+        for name, run in runs.items()
+    ]
+    return "\n\n".join(
+        [
+            _markdown(
+                "network | paper's test error (%), 64,000 iterations "
+                "| our iterations | runs | ours (%), mean ± std | difference",
+                compared,
+            ),
+            _markdown(
+                "run | iterations | trained on | final training error "
+                "| final test error | seed | machine",
+                single,
+            ),
+        ]
+    )
+
+
+def _number(value: float, form: str = "{:.2f}", missing: str = "–") -> str:
+    return missing if pd.isna(value) else form.format(value)
+
+
+def _markdown(head: str, rows: Sequence[Sequence]) -> str:
+    """A table whose first column is text and whose others are set right."""
+    count = head.count("|")
+    lines = [f"| {head} |", "|---|" + "---:|" * count]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def updated(text: str, runs: dict[str, Run]) -> str:
-    """The README with the table between its two marks written anew."""
+def updated(text: str, runs: Mapping[str, Run]) -> str:
+    """The README with the tables between its two marks written anew."""
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    return f"{before}{START}\n{table(runs)}\n{END}{after}"
+    return f"{before}{START}\n{tables(runs)}\n{END}{after}"
 
 
-def draw(runs: dict[str, Run], path: Path) -> None:
-    """Training and test error of each run against its iterations."""
+def draw(runs: Mapping[str, Run], path: Path) -> None:
+    """The figure that makes the point: plain against residual, deep against shallow."""
     plots.use_style()
-    figure, axes = plt.subplots(1, len(runs), figsize=(10, 3.4), sharey=True)
-    for ax, (name, run) in zip(axes, runs.items(), strict=True):
-        for part, style in (("train", "-"), ("test", "--")):
-            curve = run.history[["iteration", f"{part}_error"]].dropna()
-            ax.plot(curve["iteration"], 100 * curve[f"{part}_error"], style, label=part)
-        for milestone in run.recipe["milestones"]:
-            ax.axvline(milestone, color="black", linestyle=":", linewidth=1)
-        ax.set(title=f"{name}: {run.final['test_error']:.2%}", ylim=(0, 40))
-        ax.set(xlabel="iteration")
-    axes[0].set_ylabel("error (%)")
-    axes[0].legend()
+    study = longest_study(runs)
+    axes = plots.plain_vs_residual(histories(study))
+    iterations = next(iter(study.values())).recipe["iterations"]
+    figure = axes[0].figure
+    figure.suptitle(
+        f"CIFAR-10, {iterations:,} iterations (the paper: {PAPER.iterations:,})",
+        fontsize=12,
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -70,7 +151,7 @@ def main() -> None:
     readme = data_home().parent / "README.md"
     readme.write_text(updated(readme.read_text(encoding="utf-8"), runs), "utf-8")
     draw(runs, data_home() / "results.png")
-    print(table(runs))
+    print(tables(runs))
 
 
 if __name__ == "__main__":
