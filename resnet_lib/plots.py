@@ -15,9 +15,15 @@ __all__ = [
     "PLAIN",
     "RESIDUAL",
     "LiveCurves",
+    "class_bars",
     "confusion_matrix",
+    "feature_maps",
+    "filter_tiles",
+    "heat_over_image",
     "image_grid",
     "learning_rate",
+    "path_length_bars",
+    "plain_vs_residual",
     "training_curves",
     "use_style",
 ]
@@ -89,6 +95,39 @@ def training_curves(
     return axes
 
 
+def plain_vs_residual(
+    histories: pd.DataFrame, axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """Error against iterations, plain nets left and residual nets right, as in Fig. 6.
+
+    `histories` is a table of `runs.histories`. Training error dashed, test error solid,
+    deeper nets in stronger colours. Where a depth has several seeds the line is their
+    mean, and a band reaches from the lowest to the highest.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)[1]
+    shown = histories[histories["part"] != "validation"]
+    for ax, net, colour in zip(
+        axes, ("plain", "residual"), (PLAIN, RESIDUAL), strict=True
+    ):
+        depths = sorted(shown["layers"].unique())
+        colours = sns.light_palette(colour, len(depths) + 1)[1:]
+        sns.lineplot(
+            shown[shown["net"] == net],
+            x="iteration",
+            y="error (%)",
+            hue="layers",
+            style="part",
+            dashes={"train": (3, 1.5), "test": ""},
+            hue_order=depths,
+            palette=dict(zip(depths, colours, strict=True)),
+            errorbar=("pi", 100),
+            ax=ax,
+        )
+        ax.set_title(f"{net} nets")
+    return axes
+
+
 class LiveCurves:
     """Curves that move while a network trains: `fit(…, on_row=LiveCurves())`.
 
@@ -154,4 +193,137 @@ def confusion_matrix(
     ax.grid(False)
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=45)
+    return ax
+
+
+# --- looking inside -------------------------------------------------------------------
+
+
+def _tiles(maps: np.ndarray, columns: int) -> np.ndarray:
+    """(K, h, w) or (K, h, w, 3) as one picture, with empty seams between the tiles."""
+    rows = -(-len(maps) // columns)
+    height, width = maps.shape[1:3]
+    seam = max(1, height // 12)
+    size = (rows * (height + seam) - seam, columns * (width + seam) - seam)
+    empty = np.nan if maps.ndim == 3 else 1.0
+    picture = np.full((*size, *maps.shape[3:]), empty)
+    for number, tile in enumerate(maps):
+        top = number // columns * (height + seam)
+        left = number % columns * (width + seam)
+        picture[top : top + height, left : left + width] = tile
+    return picture
+
+
+def _scale(
+    values: np.ndarray, limit: float | None = None, signed: bool | None = None
+) -> dict:
+    """Colours for activations: dark to bright from 0 up, blue to red around 0."""
+    limit = limit or float(np.abs(values).max()) or 1.0
+    if values.min() < 0 if signed is None else signed:
+        return {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    return {"cmap": "inferno", "vmin": 0, "vmax": limit}
+
+
+def feature_maps(
+    maps: Tensor,
+    ax: Axes | None = None,
+    columns: int = 4,
+    chosen: int | None = None,
+    limit: float | None = None,
+    signed: bool | None = None,
+) -> Axes:
+    """Maps (K, H, W) as tiles on one scale, `chosen` in a frame.
+
+    Dark is 0 and bright is `limit`, by default the largest value. Maps with negative
+    values, or with `signed`: white is 0, red above and blue below.
+    """
+    ax = ax or plt.subplots(figsize=(4, 4))[1]
+    values = maps.detach().cpu().numpy()
+    scale = _scale(values, limit, signed)
+    ax.imshow(_tiles(values, columns), interpolation="nearest", **scale)
+    if chosen is not None:
+        height, width = values.shape[1:]
+        seam = max(1, height // 12)
+        corner = (
+            chosen % columns * (width + seam) - 0.5 - seam / 2,
+            chosen // columns * (height + seam) - 0.5 - seam / 2,
+        )
+        frame = plt.Rectangle(
+            corner, width + seam, height + seam, fill=False, ec="#009E73", lw=2.5
+        )
+        frame.set_clip_on(False)
+        ax.add_patch(frame)
+    ax.axis("off")
+    return ax
+
+
+def heat_over_image(image: Tensor, heat: Tensor, ax: Axes | None = None) -> Axes:
+    """One map (h, w), enlarged and laid over its image, uint8 (3, H, W), in grey."""
+    ax = ax or plt.subplots(figsize=(3, 3))[1]
+    grey = image.float().mean(0).cpu().numpy() / 255
+    extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
+    values = heat.detach().cpu().numpy()
+    scale = _scale(values)
+    strength = np.abs(values) / scale["vmax"]
+    ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
+    ax.imshow(
+        values, extent=extent, interpolation="nearest", alpha=0.85 * strength, **scale
+    )
+    ax.axis("off")
+    return ax
+
+
+def filter_tiles(weight: Tensor, ax: Axes | None = None, columns: int = 8) -> Axes:
+    """Weights (K, 3, h, w) of a first layer as colours; mid-grey is 0.
+
+    Each filter is scaled by its own largest weight.
+    """
+    ax = ax or plt.subplots(figsize=(4, 2))[1]
+    weight = weight.detach().cpu().float()
+    largest = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    colours = (0.5 + 0.5 * weight / largest).permute(0, 2, 3, 1)  # (K, h, w, 3)
+    colours = colours.repeat_interleave(4, 1).repeat_interleave(4, 2)  # thin seams
+    ax.imshow(_tiles(colours.numpy(), columns), interpolation="nearest")
+    ax.axis("off")
+    return ax
+
+
+def class_bars(
+    probabilities: Tensor,
+    classes: Sequence[str],
+    label: int | None = None,
+    before: Tensor | None = None,
+    colour: str = RESIDUAL,
+    ax: Axes | None = None,
+) -> Axes:
+    """Probabilities (classes,) as bars; the true class `label` is marked with a star.
+
+    `before` draws another distribution as outlines, to compare with.
+    """
+    ax = ax or plt.subplots(figsize=(3.5, 3))[1]
+    places = np.arange(len(classes))
+    ax.barh(places, 100 * probabilities.cpu().numpy(), color=colour, alpha=0.8)
+    if before is not None:
+        ax.barh(places, 100 * before.cpu().numpy(), fill=False, ec="0.4", lw=1)
+    names = [f"★ {c}" if i == label else c for i, c in enumerate(classes)]
+    ax.set_yticks(places, names, fontsize=9)
+    ax.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), xticks=(0, 50, 100))
+    ax.set_xlabel("probability (%)", fontsize=9)
+    ax.tick_params(axis="x", labelsize=9)
+    ax.grid(False, axis="y")
+    return ax
+
+
+def path_length_bars(
+    counts: Sequence[int], whole: Sequence[int] = (), ax: Axes | None = None
+) -> Axes:
+    """How many paths go through 0, 1, 2, … branches; `whole` as outlines behind."""
+    ax = ax or plt.subplots(figsize=(4, 2.5))[1]
+    if len(whole):
+        ax.bar(range(len(whole)), whole, fill=False, ec="0.4", lw=1)
+    ax.bar(range(len(counts)), counts, color=RESIDUAL, alpha=0.8)
+    ax.set_xlabel("branches on the path", fontsize=9)
+    ax.set_ylabel("paths", fontsize=9)
+    ax.tick_params(labelsize=9)
+    ax.grid(False, axis="x")
     return ax

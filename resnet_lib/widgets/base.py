@@ -1,19 +1,25 @@
 """What every widget of the series is made of: controls, words, and a picture."""
 
+import asyncio
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 __all__ = ["Explorer"]
 
+# A burst of slider moves arrives in this time; a look is over before anyone waits.
+PAUSE = 0.02  # seconds
 
-def png(figure: Figure) -> bytes:
+
+def png(figure: Figure, dpi: float | None = None) -> bytes:
     """The figure as the bytes of a PNG file, quickly: size matters less than time."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})
+    options = {"pil_kwargs": {"compress_level": 1}}
+    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, **options)
     return buffer.getvalue()
 
 
@@ -24,6 +30,10 @@ class Explorer(widgets.VBox):
     the picture, and `sentence()`, the words as plain text. It names the inputs that
     change the picture in `inputs`; they may sit deeper inside the controls. What
     `figure()` draws is also what a page without a kernel shows.
+
+    In a running kernel a change asks for a redraw in a moment, and further changes
+    until then ask for nothing more: a slider moved fast costs one picture, that of its
+    last position. Elsewhere, and from `refresh()`, the picture is drawn at once.
     """
 
     def __init__(
@@ -32,13 +42,15 @@ class Explorer(widgets.VBox):
         inputs: Sequence[widgets.Widget],
         width: str = "780px",
     ) -> None:
-        self.words = widgets.HTML()
+        self.words = widgets.HTML(layout=widgets.Layout(max_width=width))
         self.picture = widgets.Image(
             format="png", layout=widgets.Layout(width="100%", max_width=width)
         )
+        self.redraw: asyncio.TimerHandle | None = None
+        self.known: dict[str, tuple] = {}
         super().__init__([*controls, self.words, self.picture])
         for control in inputs:
-            control.observe(self.refresh, names="value")
+            control.observe(self.request, names="value")
         self.refresh()
 
     def figure(self) -> Figure:
@@ -47,10 +59,36 @@ class Explorer(widgets.VBox):
     def sentence(self) -> str:
         raise NotImplementedError
 
-    def refresh(self, change: object = None) -> None:
-        """Redraw; an error becomes a sentence, for nobody catches what this raises."""
+    def notes(self) -> str:
+        """The words as HTML; by default the sentence."""
+        return html.escape(self.sentence())
+
+    def once(self, what: str, key: object, compute: Callable[[], Any]) -> Any:
+        """The result of `compute()`, kept as `what` for as long as `key` is the same.
+
+        Words and picture of one redraw so share their measurements.
+        """
+        if self.known.get(what, (None,))[0] != key:
+            self.known[what] = (key, compute())
+        return self.known[what][1]
+
+    def request(self, change: object = None) -> None:
+        """Redraw soon: at once where no event loop runs."""
         try:
-            self.words.value = html.escape(self.sentence())
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.refresh()
+            return
+        if self.redraw is None:
+            self.redraw = loop.call_later(PAUSE, self.refresh)
+
+    def refresh(self) -> None:
+        """Redraw; an error becomes a sentence, for nobody catches what this raises."""
+        if self.redraw is not None:
+            self.redraw.cancel()
+            self.redraw = None
+        try:
+            self.words.value = self.notes()
             self.picture.value = png(self.figure())
         except Exception as error:
             self.words.value = html.escape(
@@ -62,3 +100,14 @@ class Explorer(widgets.VBox):
         # What a page without a kernel shows in place of the widget.
         name = type(self).__name__
         return f"{name}, {self.sentence()}. It moves when the notebook runs."
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of cells as HTML in the page's own colours; the first row is the header."""
+    style = "padding: 1px 14px 1px 0; text-align: left; line-height: 1.35"
+    lines = []
+    for number, row in enumerate(rows):
+        tag = "td" if number else "th"
+        cells = (f'<{tag} style="{style}">{html.escape(str(c))}</{tag}>' for c in row)
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table>{''.join(lines)}</table>"
