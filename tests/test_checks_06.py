@@ -1,0 +1,134 @@
+"""Wrong answers to notebook 06's exercises, each caught with a message of its own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resnet_lib import checks
+
+
+def activation(model, layer, images, detach=True, clone=True, which=2):
+    kept = []
+
+    def hook(*seen):
+        out = seen[which] if which == 2 else seen[which][0]
+        out = out.detach() if detach else out
+        kept.append(out.clone() if clone else out)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    return kept[-1]
+
+
+def no_finally(model, layer, images):
+    kept = []
+    handle = layer.register_forward_hook(
+        lambda m, i, out: kept.append(out.detach().clone())
+    )
+    model(images)
+    handle.remove()
+    return kept[-1]
+
+
+def hook_stays(model, layer, images):
+    kept = []
+    layer.register_forward_hook(lambda m, i, out: kept.append(out.detach().clone()))
+    model(images)
+    return kept[-1]
+
+
+def other_mode(model, layer, images):
+    found = activation(model, layer, images)
+    model.train(not model.training)
+    return found
+
+
+ACTIVATIONS = {
+    "not a list": lambda *a: [activation(*a)],
+    "carries a gradient": lambda *a: activation(*a, detach=False),
+    "what the model returns": lambda m, la, x: m(x).detach(),
+    "the layer's input": lambda *a: activation(*a, which=1).clone(),
+    "in place": lambda *a: activation(*a, clone=False),
+    "the shape is (4, 8, 8)": lambda *a: activation(*a)[0],
+    "not the layer's outputs": lambda *a: 2 * activation(*a),
+    "still there": hook_stays,
+    "in a `finally`": no_finally,
+    "another mode": other_mode,
+}
+
+
+def path_lengths(blocks, off):
+    return [math.comb(blocks - off, k) for k in range(blocks - off + 1)]
+
+
+LENGTHS = {
+    "return a list": lambda n, off: 2 ** (n - off),
+    "that are off: a path cannot": lambda n, off: path_lengths(n, 0),
+    "k starts at 0": lambda n, off: path_lengths(n, off)[1:],
+    "that is left is missing": lambda n, off: path_lengths(n, off)[:-1],
+    "end there": lambda n, off: path_lengths(n, off) + [0] * off,
+    "you count the paths of": lambda n, off: path_lengths(off, 0),
+    "offers one way": lambda n, off: [2**off * c for c in path_lengths(n, off)],
+    "these are shares": lambda n, off: [
+        c / 2 ** (n - off) for c in path_lengths(n, off)
+    ],
+    "offers two ways": lambda n, off: [1] * (n - off + 1),
+}
+
+
+def norm(values):
+    return values.flatten(1).norm(dim=1)
+
+
+@torch.no_grad()
+def branch_ratio(block, x, f=lambda f, x: f, below=lambda block, x: block.shortcut(x)):
+    around = below(block, x)
+    return norm(f(block.residual(x), block.shortcut(x))) / norm(around)
+
+
+RATIOS = {
+    "not a float": lambda b, x: branch_ratio(b, x).mean().item(),
+    "one number for each image": lambda b, x: b.residual(x).norm() / x.norm(),
+    "the shape is (5, 6)": lambda b, x: b.residual(x).norm(dim=(2, 3)),
+    "turn it round": lambda b, x: 1 / branch_ratio(b, x),
+    "take the root": lambda b, x: branch_ratio(b, x) ** 2,
+    "before adding": lambda b, x: branch_ratio(b, x, lambda f, x: f + x),
+    "the block's output": lambda b, x: branch_ratio(b, x, lambda f, x: F.relu(f + x)),
+    "no ReLU behind it": lambda b, x: branch_ratio(b, x, lambda f, x: F.relu(f)),
+    "divide by": lambda b, x: norm(b.residual(x)),
+    "absolute values": lambda b, x: (
+        b.residual(x).abs().sum((1, 2, 3)) / b.shortcut(x).abs().sum((1, 2, 3))
+    ),
+    "what the shortcut makes": lambda b, x: branch_ratio(b, x, below=lambda b, x: x),
+    "not right": lambda b, x: 3 * branch_ratio(b, x),
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        (checks.check_activation, activation),
+        (checks.check_path_lengths, path_lengths),
+        (checks.check_branch_ratio, branch_ratio),
+    ],
+)
+def test_right_answers_pass(says, check, answer):
+    verdict, line = says(check, answer)
+    assert verdict and line.startswith("✓ Right")
+
+
+@pytest.mark.parametrize(
+    ("check", "table"),
+    [
+        (checks.check_activation, ACTIVATIONS),
+        (checks.check_path_lengths, LENGTHS),
+        (checks.check_branch_ratio, RATIOS),
+    ],
+)
+def test_wrong_answers_are_told_apart(told_apart, check, table):
+    told_apart(check, table)
