@@ -13,6 +13,7 @@ from resnet_lib.probes import (
     branch_ratios,
     confident_mistakes,
     gradient_norms,
+    layer_responses,
     layer_table,
     lesion,
     path_lengths,
@@ -23,6 +24,30 @@ from resnet_lib.resnet import get_model
 
 def hook_count(model):
     return sum(len(module._forward_hooks) for module in model.modules())
+
+
+# --- layer_responses ------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_responses_are_spreads_after_bn_and_before_the_relu():
+    torch.manual_seed(0)
+    model = get_model("resnet18").train()
+    images = torch.randn(4, 3, 32, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    responses = layer_responses(model, images)
+    assert len(responses) == 1 + 2 * 8  # the stem, two a block, and no 1×1 shortcut
+    assert list(responses)[:3] == ["bn1", "layer1.0.bn1", "layer1.0.bn2"]
+    assert model.training and hook_count(model) == 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    model.eval()
+    x = model.relu(model.bn1(model.conv1(images)))
+    branch = model.layer1[0].residual(x)
+    assert responses["layer1.0.bn2"] == pytest.approx(branch.std().item(), rel=1e-4)
+    model.bn1.weight.mul_(3)
+    tripled = layer_responses(model, images)["bn1"]
+    assert tripled == pytest.approx(3 * responses["bn1"], rel=1e-4)
 
 
 # --- layer_table ----------------------------------------------------------------------

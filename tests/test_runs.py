@@ -1,11 +1,22 @@
+import dataclasses
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from resnet_lib import Recipe
-from resnet_lib.results import cifar10_runs, updated
-from resnet_lib.runs import load_run, recorded_runs, runs_table
+from resnet_lib import PAPER, SMOOTHED, Recipe, plots
+from resnet_lib.results import beside_the_paper, cifar10_runs, draw, updated
+from resnet_lib.runs import (
+    COLUMNS,
+    histories,
+    history_text,
+    load_run,
+    longest_study,
+    recorded_runs,
+    runs_table,
+)
 
 RUNS = recorded_runs()
 README = Path(__file__).parent.parent / "README.md"
@@ -38,6 +49,117 @@ def test_recorded_run_is_whole(name):
     size = sum(path.stat().st_size for path in run.folder.glob("*.*"))
     assert size < 4_000_000
     assert not list(run.folder.glob("checkpoint*"))
+
+
+# --- the study ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Write the plain text of a run whose errors fall in a line to its final one."""
+
+    def write(model, final, iterations=64_000, seed=0, recipe=PAPER, data="cifar10"):
+        recipe = dataclasses.replace(recipe.scaled(iterations), seed=seed)
+        about = {"model": model, "data": data, "recipe": dataclasses.asdict(recipe)}
+        folder = tmp_path / f"{model}-{iterations}-{seed}-{recipe.label_smoothing}"
+        folder.mkdir()
+        (folder / "recipe.json").write_text(json.dumps(about))
+        rows = []
+        for share in (0.25, 0.5, 0.75, 1):
+            row = dict.fromkeys(COLUMNS, math.nan)
+            error = 0.9 - (0.9 - final) * share
+            row |= {"iteration": int(share * iterations), "train_error": error / 2}
+            if share > 0.25:
+                row["test_error"] = error
+            rows.append(row)
+        (folder / "history.csv").write_text(history_text(rows))
+
+    return write
+
+
+def test_the_longest_study_has_both_nets_at_two_depths(record, tmp_path):
+    with pytest.raises(ValueError, match="make reproduce"):
+        longest_study({})
+    for model in ("plain20", "resnet20", "plain56", "resnet56"):
+        record(model, 0.3, iterations=1_000)
+    record("resnet20", 0.3, iterations=1_000, seed=1)
+    study = [
+        "plain20-1000-0-0.0",
+        "resnet20-1000-0-0.0",
+        "resnet20-1000-1-0.0",
+        "plain56-1000-0-0.0",
+        "resnet56-1000-0-0.0",
+    ]
+    assert list(longest_study(recorded_runs(tmp_path))) == study
+    # Longer runs, but not of two depths with both nets by one recipe.
+    for model in ("plain20", "resnet20", "resnet110", "resnet56-B", "plain18"):
+        record(model, 0.2, iterations=2_000)
+    record("resnet56", 0.2, iterations=2_000, recipe=SMOOTHED)
+    record("plain56", 0.2, iterations=2_000, recipe=SMOOTHED)
+    record("resnet18", 0.2, iterations=2_000)
+    assert list(longest_study(recorded_runs(tmp_path))) == study
+    record("plain110", 0.2, iterations=2_000)
+    names = list(longest_study(recorded_runs(tmp_path)))
+    assert names == [
+        f"{net}{n}-2000-0-0.0" for n in (20, 110) for net in ("plain", "resnet")
+    ]
+
+
+def test_histories_are_in_percent_with_a_row_per_measurement(record, tmp_path):
+    record("plain20", 0.1)
+    record("resnet56", 0.05, seed=3)
+    table = histories(recorded_runs(tmp_path))
+    assert len(table) == 2 * (4 + 3)
+    last = table[table["iteration"] == 64_000].set_index(["net", "part"])
+    assert last.loc[("plain", "test"), "error (%)"] == pytest.approx(10)
+    assert last.loc[("residual", "train"), "error (%)"] == pytest.approx(2.5)
+    assert last.loc[("residual", "test"), "layers"] == 56
+    assert last.loc[("residual", "test"), "seed"] == 3
+
+
+def test_beside_the_paper(record, tmp_path):
+    record("resnet20", 0.09)
+    record("resnet20", 0.10, seed=1)
+    record("resnet20", 0.12, iterations=1_000)
+    record("plain20", 0.11)
+    record("resnet20", 0.01, recipe=SMOOTHED)
+    record("resnet20", 0.01, seed=2, data="digits")
+    table = beside_the_paper(recorded_runs(tmp_path)).set_index(
+        ["network", "iterations"]
+    )
+    assert len(table) == 3
+    pair = table.loc["resnet20", 64_000]
+    assert pair["n"] == 2 and pair["ours"] == pytest.approx(9.5)
+    assert pair["std"] == pytest.approx(math.sqrt(0.5))
+    assert pair["difference"] == pytest.approx(9.5 - 8.75)
+    assert math.isnan(table.loc[("resnet20", 1_000), "std"])
+    assert math.isnan(table.loc[("plain20", 64_000), "difference"])
+
+
+def test_the_curves_are_those_of_the_runs(record, tmp_path):
+    for model in ("plain20", "resnet20", "plain56", "resnet56"):
+        record(model, 0.3 if "plain56" not in model else 0.5)
+    runs = recorded_runs(tmp_path)
+    axes = plots.plain_vs_residual(histories(runs))
+    for ax, deep in zip(axes, (50, 30), strict=True):
+        ends = [line.get_ydata()[-1] for line in ax.lines if len(line.get_ydata())]
+        assert np.allclose(sorted(ends), sorted([30, 15, deep, deep / 2]))
+    draw(runs, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_snapshots_are_networks_of_their_time():
+    run = load_run("resnet18-paper-32k")
+    first, *_, last = run.snapshots
+    assert first == 0 and last == 32_000
+    final, kept = run.model(), run.model(last)
+    for name, value in final.state_dict().items():
+        np.testing.assert_allclose(kept.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"choose from \[0, 250"):
+        run.model(7)
+
+
+# --- the table ------------------------------------------------------------------------
 
 
 def test_table_has_a_row_per_run():
