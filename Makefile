@@ -1,7 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
-# reproduce: the runs of a plan
+# reproduce: the runs of a plan · colab, site-test: the other ways in
 .PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results badges colab clean
+        results badges colab site site-test clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -42,10 +42,9 @@ train: .venv/ready
 reproduce: .venv/ready
 	$(BIN)/python -m resnet_lib.reproduce $(ARGS)
 
-# Execute every notebook in place, top to bottom in a fresh kernel.
+# Execute notebooks in place: all, or those named in ARGS.
 notebooks: .venv/ready
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb notebooks/*/*.ipynb
+	$(BIN)/python execute.py $(ARGS)
 
 # The address in pyproject.toml, carried to every badge, set-up cell and link.
 badges: .venv/ready
@@ -54,6 +53,15 @@ badges: .venv/ready
 # Every notebook as in Colab: its Python and packages, an empty folder, a fetched project.
 colab: .colab/ready
 	.colab/bin/python tests/colab.py $(ARGS)
+
+# The web site, from the committed outputs: open .site/html/index.html.
+site: .site/ready
+	$(BIN)/sphinx-build -q -W --keep-going -c site -d .site/doctrees . .site/html
+
+# Every page in a browser (Chromium, if the system has none: playwright install chromium).
+site-test: site
+	$(BIN)/python -m pip install --quiet --editable '.[browser,test]'
+	$(BIN)/python -m pytest site
 
 # The README's table and figure, from data/runs.
 results: .venv/ready
@@ -72,5 +80,15 @@ results: .venv/ready
 	    scikit-learn tqdm filelock nbclient
 	touch $@
 
+# Scripts that the pages load: mathematics, and widgets without a kernel.
+.site/ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[site]'
+	mkdir -p .site/static
+	cd .site && npm pack --silent mathjax@3.2.2 @jupyter-widgets/html-manager@1.0.15
+	tar -xzf .site/mathjax-*.tgz -C .site/static --strip-components=2 package/es5/tex-svg.js
+	tar -xzf .site/jupyter-widgets-*.tgz -C .site/static --strip-components=2 \
+	    package/dist/embed.js
+	touch $@
+
 clean:
-	rm -rf .venv .colab
+	rm -rf .venv .colab .site

@@ -1,0 +1,167 @@
+"""The ways in: one address, one list of packages, a set-up cell that opens Colab."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import badges
+import execute
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/[0-9]*.ipynb"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+ADDRESS = PYPROJECT["urls"]["Repository"]
+
+
+# --- packages -------------------------------------------------------------------------
+
+
+def test_conda_and_pip_ask_for_the_same_packages():
+    lines = (ROOT / "environment.yml").read_text("utf-8").splitlines()
+    found = dict(re.match(r"  - (\S+) (>=\S+)", x).groups() for x in lines if ">=" in x)
+    found["torch"] = found.pop("pytorch")  # conda's name
+    needs = PYPROJECT["dependencies"]
+    asked = dict(re.match(r"([\w-]+)(.+)", x).groups() for x in needs)
+    assert found == asked | {"python": PYPROJECT["requires-python"]}
+
+
+# --- the address ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """The project's text files under another address and version."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True)
+    for name in names.splitlines():
+        path = ROOT / name
+        if path.suffix not in (".ipynb", ".pt", ".png") and path.is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / name)
+    pyproject = tmp_path / "pyproject.toml"
+    text = pyproject.read_text("utf-8").replace(ADDRESS, "https://github.com/me/mine")
+    version = f'version = "{PYPROJECT["version"]}"'
+    pyproject.write_text(text.replace(version, 'version = "7.8.9"'), "utf-8")
+    return tmp_path
+
+
+def test_one_command_moves_every_address(moved):
+    badges.main(moved)
+    slug = badges.Project.read(ROOT).slug
+    texts = {
+        path: path.read_text("utf-8") for path in moved.rglob("*") if path.is_file()
+    }
+    assert [path.name for path, text in texts.items() if slug in text] == []
+    for path, text in texts.items():
+        if path.suffix == ".ipynb":
+            assert "/github/me/mine/blob/v7.8.9/notebooks/" in text, path.name
+            assert "--branch v7.8.9" in text, path.name
+
+
+def test_badges_and_set_up_cells_are_written(tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in ("pyproject.toml", "README.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    badges.main(tmp_path)
+    for path in [*NOTEBOOKS, ROOT / "README.md", ROOT / "CITATION.cff"]:
+        written = (tmp_path / path.relative_to(ROOT)).read_text("utf-8")
+        assert written == path.read_text("utf-8"), f"run `make badges`: {path.name}"
+
+
+# --- the set-up cell ------------------------------------------------------------------
+
+SETUP = badges.SETUP.format(
+    first_line=badges.FIRST_LINE, url=ADDRESS, tag=f"v{PYPROJECT['version']}"
+)
+
+
+def run_setup(folder, source=None, code=SETUP, colab=True):
+    """Run the set-up lines in a folder; `source` stands in for the public address."""
+    environment = dict(os.environ, GIT_CONFIG_COUNT="1", GIT_TERMINAL_PROMPT="0")
+    environment["GIT_CONFIG_KEY_0"] = f"url.{source}.insteadOf"
+    environment["GIT_CONFIG_VALUE_0"] = ADDRESS
+    environment.pop("COLAB_RELEASE_TAG", None)
+    if colab:
+        environment["COLAB_RELEASE_TAG"] = "release-colab"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_outside_colab_nothing_happens(tmp_path):
+    done = run_setup(tmp_path, "file:///nowhere", colab=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_fetch_says_the_remedy(tmp_path):
+    done = run_setup(tmp_path, f"file://{tmp_path}/nowhere")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: ") and ADDRESS in last and "run this again" in last
+    assert not list(tmp_path.iterdir()), "half a project would be in the way"
+
+
+def test_colab_gets_the_project_once(tmp_path):
+    origin = tmp_path / "origin"
+    library = origin / "resnet_lib"
+    library.mkdir(parents=True)
+    (library / "__init__.py").touch()
+    # The real one imports torch; that it works there, `make colab` shows.
+    (library / "colab.py").write_text("def set_up():\n    print('set up')\n")
+    git = ["git", "-C", origin, "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    subprocess.run([*git, "tag", f"v{PYPROJECT['version']}"], check=True)
+    colab = tmp_path / "content"
+    colab.mkdir()
+    # Twice in one kernel, then in a new one that finds the project there.
+    for code in (SETUP + SETUP, SETUP):
+        where = "import resnet_lib; print(resnet_lib.__file__)"
+        done = run_setup(colab, origin.as_uri(), code + where)
+        assert done.stderr == "" and done.returncode == 0
+        fetched = colab / "project" / "resnet_lib" / "__init__.py"
+        assert done.stdout.splitlines() == ["set up", str(fetched)]
+    assert [path.name for path in colab.iterdir()] == ["project"]
+
+
+# --- executing in place ---------------------------------------------------------------
+
+
+def drawn(widget, table):
+    """A notebook with a widget and a styled table, under the names given."""
+    html = f'<style>#{table}_row0 {{}}</style><table id="{table}"></table>'
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": html}),
+        nbformat.v4.new_output(
+            "display_data",
+            {"application/vnd.jupyter.widget-view+json": {"model_id": widget}},
+        ),
+    ]
+    cell = nbformat.v4.new_code_cell("draw()", outputs=outputs, id="draw")
+    state = {widget: {"state": {"children": [f"IPY_MODEL_{widget}"]}}}
+    widgets = {execute.STATE: {"state": state}}
+    return nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": widgets})
+
+
+def test_drawn_names_are_the_same_in_every_run():
+    runs = (drawn("0" * 31 + "a", "T_1a2b3"), drawn("f" * 32, "T_fffff"))
+    first, second = (nbformat.writes(execute.numbered(run)) for run in runs)
+    assert first == second
+    assert "f" * 32 not in second and "T_fffff" not in second
+    content = json.loads(first)
+    (name,) = content["metadata"]["widgets"][execute.STATE]["state"]
+    view = content["cells"][0]["outputs"][1]["data"]
+    assert view["application/vnd.jupyter.widget-view+json"]["model_id"] == name
