@@ -87,7 +87,7 @@ results: .venv/ready
 	cd .site && npm pack --silent mathjax@3.2.2 @jupyter-widgets/html-manager@1.0.15
 	tar -xzf .site/mathjax-*.tgz -C .site/static --strip-components=2 package/es5/tex-svg.js
 	tar -xzf .site/jupyter-widgets-*.tgz -C .site/static --strip-components=2 \
-	    package/dist/embed.js
+	    --exclude '*.map' --exclude '*-amd.js*' package/dist
 	touch $@
 
 clean:

@@ -1311,7 +1311,7 @@ def _look_at_ratio(found: Tensor, f: Tensor, around: Tensor, x: Tensor, where) -
 def check_repaired_net(build: Callable[..., nn.Module]) -> str:
     """`build(widths, depth)`: stage 1 keeps H and W, each later stage opens by halving.
 
-    Asks `BasicBlock`s only for their shapes, so the code may be organised in any way.
+    Asks each `BasicBlock` only for its shape, so the code may be organised in any way.
     """
     widths, depth = (4, 8, 16), 3
     shapes, logits = _block_shapes(build(widths, depth))
