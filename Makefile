@@ -1,7 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
 # reproduce: the runs of a plan · colab, site-test: the other ways in
 .PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results badges colab site site-test clean
+        results badges colab site site-test latency widgets7 clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -66,6 +66,26 @@ site-test: site
 # The README's table and figure, from data/runs.
 results: .venv/ready
 	$(BIN)/python -m resnet_lib.results
+
+# How fast the widgets of notebook 06 follow their controls, on this machine.
+latency: .venv/ready
+	$(BIN)/python benchmarks/latency.py
+
+# The widgets' tests with what Colab runs: ipywidgets 7.7.1 and IPython 7.34, in an
+# environment of its own that borrows PyTorch and the rest from .venv.
+widgets7: .widgets7/ready
+	.widgets7/bin/python -m pytest tests/test_widgets.py tests/test_widgets_inside.py
+
+.widgets7/ready: .venv/ready
+	$(BIN)/python -m venv .widgets7
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    > .widgets7/borrowed
+	.widgets7/bin/python -m pip install --quiet 'ipywidgets==7.7.1' 'ipython==7.34' \
+	    'ipykernel<7' 'setuptools<81' pytest
+	.widgets7/bin/python -c "import site; \
+	    open(site.getsitepackages()[0] + '/borrowed.pth', 'w').write( \
+	    open('.widgets7/borrowed').read())"
+	touch $@
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

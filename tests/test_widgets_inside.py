@@ -96,8 +96,8 @@ def test_a_wrong_file_is_a_sentence(content, words):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=words):
             read_picture(content)
-        picker = ImagePicker(DATA)
-        picker.show(content, "<b>.gif")
+    picker = ImagePicker(DATA)
+    picker.show(content, "<b>.gif")
     assert words in picker.words.value and "&lt;b&gt;.gif" in picker.words.value
     assert picker.source == "all test images"
 
