@@ -1,7 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
-# reproduce: the runs of a plan · colab, site-test: the other ways in
+# reproduce: the runs of a plan · colab, site-test: the other ways in · browser: the widgets
 .PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results badges colab site site-test latency widgets7 clean
+        results badges colab site site-test browser latency widgets7 clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -11,7 +11,7 @@ endif
 PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 BIN := .venv/bin
-NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --no-header \
+NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 --no-header \
          -p no:cacheprovider notebooks
 ARGS ?=
 
@@ -66,6 +66,11 @@ site-test: site
 # The README's table and figure, from data/runs.
 results: .venv/ready
 	$(BIN)/python -m resnet_lib.results
+
+# Notebook 06 used by mouse in JupyterLab and Notebook 7 (Chromium from the system).
+browser: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[browser,test]'
+	$(BIN)/python -m pytest -s tests/browser/drive_notebook_06.py
 
 # How fast the widgets of notebook 06 follow their controls, on this machine.
 latency: .venv/ready

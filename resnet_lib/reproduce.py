@@ -26,7 +26,7 @@ from resnet_lib.runs import Run, read_history
 from resnet_lib.train import RECIPES
 from resnet_lib.training import Recipe
 
-__all__ = ["Planned", "read_plan", "reproduce", "state"]
+__all__ = ["Planned", "read_plan", "reproduce", "status_of"]
 
 MOST_BYTES = 4_000_000  # of a recorded run: larger weights stay in the work folder
 
@@ -150,7 +150,7 @@ def _iteration(folder: Path) -> int:
         return 0
 
 
-def state(planned: Planned, places: Places) -> str:
+def status_of(planned: Planned, places: Places) -> str:
     """ "done", "partial" or "missing"; ValueError if another run has its name."""
     recorded = places.records / planned.name
     if (recorded / "recipe.json").exists():
@@ -167,7 +167,7 @@ def describe(plan: list[Planned], places: Places) -> str:
     """The plan's state as text: a line per run, and a count."""
     lines, counts = [], {"done": 0, "partial": 0, "missing": 0}
     for planned in plan:
-        where = state(planned, places)
+        where = status_of(planned, places)
         counts[where] += 1
         total = planned.recipe.iterations
         if where == "done":
@@ -279,7 +279,7 @@ def reproduce(
     cores. After `max_minutes`, on Ctrl-C and on SIGTERM they stop with a checkpoint,
     and the next call goes on. `options` are handed to every `resnet_lib.train`.
     """
-    waiting = deque(run for run in plan if state(run, places) != "done")
+    waiting = deque(run for run in plan if status_of(run, places) != "done")
     deadline = time.monotonic() + 60 * max_minutes
     threads = max(1, (os.cpu_count() or 1) // jobs)
     running: list[Job] = []

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from resnet_lib import PAPER, Recipe, fit, get_model
 from resnet_lib.data import data_home, load_digits
-from resnet_lib.reproduce import Places, main, read_plan, reproduce, state
+from resnet_lib.reproduce import Places, main, read_plan, reproduce, status_of
 from resnet_lib.runs import load_weights, recorded_runs
 from resnet_lib.train import parser, recipe_from
 
@@ -145,7 +145,7 @@ def test_a_killed_plan_goes_on_with_the_same_results(tiny, one_thread, capsys):
     assert f"partial  {first.name}" in text and "0 done, 1 partial, 1 missing" in text
     # … until it has finished; nobody trains in it a second time meanwhile.
     assert reproduce([first, second], places, jobs=2, options=options) == []
-    assert [state(run, places) for run in (first, second)] == ["done", "done"]
+    assert [status_of(run, places) for run in (first, second)] == ["done", "done"]
     for run in (first, second):
         torch.manual_seed(run.recipe.seed)
         alone = get_model(run.model)
@@ -177,7 +177,7 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path):
     assert (places.work / run.name / "checkpoint.pt").exists()
     # At a time limit of no time at all, nothing is started.
     assert reproduce([run], places, max_minutes=0) == []
-    assert state(run, places) == "partial"
+    assert status_of(run, places) == "partial"
 
 
 def test_finished_runs_are_never_repeated(tiny, monkeypatch):

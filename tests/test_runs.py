@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -144,7 +145,8 @@ def test_the_curves_are_those_of_the_runs(record, tmp_path):
     for ax, deep in zip(axes, (50, 30), strict=True):
         ends = [line.get_ydata()[-1] for line in ax.lines if len(line.get_ydata())]
         assert np.allclose(sorted(ends), sorted([30, 15, deep, deep / 2]))
-    draw(runs, tmp_path / "figure.png")
+    with plt.rc_context():
+        draw(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
