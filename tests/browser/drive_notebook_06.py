@@ -96,7 +96,10 @@ def _serve(app: str, folder: Path, theme: str) -> tuple[subprocess.Popen, str]:
 
 
 def _run_all(page: Page) -> None:
-    page.get_by_role("menuitem", name="Run", exact=True).click(timeout=MINUTE)
+    # Cells that are run before the kernel is there are forgotten.
+    ready = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    expect(ready.first).to_be_attached(timeout=MINUTE)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     waiting = page.locator(".jp-InputPrompt", has_text="[*]")
     expect(waiting.first).to_be_attached(timeout=MINUTE)
