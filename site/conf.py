@@ -47,8 +47,9 @@ default_role = "code"  # docstrings write `fit`, as Markdown does
 
 html_theme = "sphinx_book_theme"
 html_title = project
-html_static_path = ["../.site/static", "style.css"]
+html_static_path = ["../.site/static", "style.css", "mathjax.js"]
 html_css_files = ["style.css"]
+html_js_files = [("mathjax.js", {"defer": "defer", "priority": 100})]  # before MathJax
 html_copy_source = False
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {

@@ -1,6 +1,8 @@
 """What every widget of the series is made of: controls, words, and a picture."""
 
 import asyncio
+import functools
+import gc
 import html
 import io
 from collections.abc import Callable, Sequence
@@ -21,6 +23,17 @@ def png(figure: Figure, dpi: float | None = None) -> bytes:
     options = {"pil_kwargs": {"compress_level": 1}}
     figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, **options)
     return buffer.getvalue()
+
+
+@functools.cache
+def spare_the_collector() -> None:
+    """Let the garbage collector pass over what is loaded by now.
+
+    A picture leaves thousands of small objects behind. Collecting them would walk
+    through all of PyTorch and pandas too, a third of a second every few pictures.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Explorer(widgets.VBox):
@@ -51,6 +64,7 @@ class Explorer(widgets.VBox):
         super().__init__([*controls, self.words, self.picture])
         for control in inputs:
             control.observe(self.request, names="value")
+        spare_the_collector()
         self.refresh()
 
     def figure(self) -> Figure:

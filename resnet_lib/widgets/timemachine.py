@@ -100,6 +100,8 @@ class TimeMachine(Explorer):
         plots.training_curves(self.run.history, curves[:2])
         curves[2].plot(self.run.history["iteration"], self.run.history["lr"], "k-")
         curves[2].set(yscale="log", ylabel="learning rate", xlabel="iteration")
+        curves[2].yaxis.set_major_formatter("{x:g}")  # 10⁻² takes longer to set
+        curves[2].yaxis.set_minor_formatter("")
         for ax in curves:
             ax.axvline(self.iteration, color="#009E73", lw=2)
             ax.xaxis.label.set_size(9)

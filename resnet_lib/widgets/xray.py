@@ -119,9 +119,9 @@ class BlockXray(Explorer):
             maps.set_title(title, fontsize=11, loc="center")
             counts = figure.add_subplot(grid[1, column])
             values = step.flatten().cpu().numpy()
-            heights = np.histogram(values, bins)[0] / len(values) * 100
+            heights = np.log1p(np.histogram(values, bins)[0] / len(values) * 100)
             counts.stairs(heights, bins, fill=True, color=colours[column])
-            counts.set(ylim=(0, 105), yscale="symlog", yticks=[])
+            counts.set(ylim=(0, np.log1p(105)), yticks=[])
             counts.tick_params(labelsize=8)
             counts.locator_params(axis="x", nbins=3)
         figure.text(0.4, 0.02, "activation", ha="center", fontsize=9)
