@@ -328,5 +328,6 @@ def path_length_bars(
     ax.set_xlabel("branches on the path", fontsize=9)
     ax.set_ylabel("paths", fontsize=9)
     ax.tick_params(labelsize=9)
+    ax.locator_params(axis="x", integer=True)
     ax.grid(False, axis="x")
     return ax

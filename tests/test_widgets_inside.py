@@ -251,6 +251,7 @@ def test_lesion_lab():
         with pytest.raises(ValueError):
             setattr(widget, name, value)
     widget.swap, widget.off = None, []
+    assert widget.swaps.label == "nothing"
     assert widget.accuracies == widget.intact_accuracies
 
 

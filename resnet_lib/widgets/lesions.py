@@ -69,7 +69,7 @@ class LesionLab(Explorer):
         )
         pairs = {f"{one} ↔ {other}": (one, other) for one, other in swappable(first)}
         self.swaps = widgets.Dropdown(
-            options={"nothing": None, **pairs},
+            options={"nothing": "", **pairs},  # None would leave the field blank
             description="exchange",
             layout=widgets.Layout(width="300px"),
         )
@@ -112,7 +112,7 @@ class LesionLab(Explorer):
 
     @property
     def swap(self) -> tuple[str, str] | None:
-        return self.swaps.value
+        return self.swaps.value or None
 
     @swap.setter
     def swap(self, pair: tuple[str, str] | None) -> None:
@@ -121,7 +121,7 @@ class LesionLab(Explorer):
             raise ValueError(
                 f"{pair} cannot be exchanged: choose from {pairs} or None."
             )
-        self.swaps.value = None if pair is None else tuple(pair)
+        self.swaps.value = "" if pair is None else tuple(pair)
 
     @property
     def scales(self) -> dict[str, float]:
