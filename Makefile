@@ -1,7 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
 # reproduce: the runs of a plan · colab, site-test: the other ways in · browser: the widgets
 .PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results badges colab site site-test browser latency widgets7 clean
+        results badges colab site site-test browser latency widgets7 faults clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -13,6 +13,7 @@ COLAB_PYTHON ?= python3.13
 BIN := .venv/bin
 NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 --no-header \
          -p no:cacheprovider notebooks
+FAULT_KILLS ?= 30
 ARGS ?=
 
 lab: .venv/ready
@@ -46,6 +47,11 @@ reproduce: .venv/ready
 notebooks: .venv/ready
 	$(BIN)/python execute.py $(ARGS)
 
+# Training killed, starved of disk, fed damaged files, over and over: no work is lost.
+faults: .venv/ready
+	FAULT_KILLS=$(FAULT_KILLS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s \
+	    tests/faults/harness_training.py
+
 # The address in pyproject.toml, carried to every badge, set-up cell and link.
 badges: .venv/ready
 	$(BIN)/python badges.py
@@ -67,9 +73,11 @@ site-test: site
 results: .venv/ready
 	$(BIN)/python -m resnet_lib.results
 
-# Notebook 06 used by mouse in JupyterLab and Notebook 7 (Chromium from the system).
+# Notebook 06 used by mouse in JupyterLab and Notebook 7, in the system's Chromium or
+# in one that is fetched.
 browser: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[browser,test]'
+	command -v chromium || $(BIN)/python -m playwright install --with-deps chromium
 	$(BIN)/python -m pytest -s tests/browser/drive_notebook_06.py
 
 # How fast the widgets of notebook 06 follow their controls, on this machine.

@@ -357,6 +357,8 @@ def fit(
         mininterval=0.5,
     )
     try:
+        if folder:
+            folder.snapshot()
         with bar, _stop_requests() as requests:
             while not state.at_end:
                 state.step()
@@ -531,6 +533,13 @@ class _Training:
     def state_dict(self) -> dict:
         if self.steps:
             self._window()  # a state whose loss is not finite is never kept
+        # Nor one whose last update broke the weights: its loss was measured before.
+        if not all(
+            value.isfinite().all() for value in self.model.state_dict().values()
+        ):
+            raise FloatingPointError(
+                f"The weights are no longer finite at iteration {self.iteration}."
+            )
         return {
             "network": str(self.model),
             "model": self.model.state_dict(),
@@ -596,6 +605,7 @@ class _RunFolder:
         self.history = path / "history.csv"
         self.weights = path / "weights.pt"
         self.checkpoints = (path / "checkpoint.pt", path / "checkpoint.previous.pt")
+        self.newest_is_damaged = False
         self.lock = FileLock(path / ".lock", timeout=0)
 
     def open(self) -> bool:
@@ -607,6 +617,8 @@ class _RunFolder:
                 self.state.model.load_state_dict(load_weights(self.weights))
                 self.state.rows = read_history(self.history)
                 self.state.iteration = self.state.rows[-1]["iteration"]
+                self._sweep()  # if it was killed before it could
+                self.release()
                 return True
             self._hold()
             self._claim()
@@ -614,7 +626,6 @@ class _RunFolder:
             self._note_machine()
             # Rows written after the checkpoint will be measured again.
             write_atomically(self.history, history_text(self.state.rows).encode())
-            self.snapshot()
         except OSError as error:
             raise OSError(
                 f"The run folder {self.path} cannot be written: {error}. "
@@ -652,8 +663,9 @@ class _RunFolder:
         about = json.loads(json.dumps(about))  # tuples as lists, as in the file
         path = self.path / "recipe.json"
         if not path.exists():
-            write_json(path, about)
+            # Last, since a folder with a recipe.json has to be whole after a kill.
             write_json(self.path / "environment.json", self._machine())
+            write_json(path, about)
             return
         theirs = json.loads(path.read_text())
         ours, theirs = ({**x, **x["recipe"], "recipe": 0} for x in (about, theirs))
@@ -684,7 +696,7 @@ class _RunFolder:
         state = self._newest_checkpoint()
         if state is None:
             return
-        if state["network"] != str(self.state.model):
+        if state.get("network") != str(self.state.model):
             raise ValueError(
                 f"The checkpoint in {self.path} is of another network. Choose another "
                 "folder, or build the network that it was started with."
@@ -695,13 +707,12 @@ class _RunFolder:
         """The newest whole checkpoint, or None where there is none at all."""
         damaged = []
         for path in filter(Path.exists, self.checkpoints):
-            whole = path.read_bytes()
-            digest, content = whole[:32], whole[32:]
-            if hashlib.sha256(content).digest() == digest:
+            state = _checkpoint(path)
+            if state is not None:
                 if damaged:
                     print(f"{damaged[0]} is damaged; going on from {path.name}.")
-                file = io.BytesIO(content)
-                return torch.load(file, map_location="cpu", weights_only=True)
+                    self.newest_is_damaged = True
+                return state
             damaged.append(path)
         if damaged:
             raise RuntimeError(
@@ -716,17 +727,32 @@ class _RunFolder:
             return "There is no checkpoint from before."
         return f"The checkpoint of iteration {state['iteration']} is kept."
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The system's "No space left on device" names neither folder nor remedy."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"The run folder {self.path} cannot be written: {error}. What was "
+                "saved before is kept; the same call goes on from there."
+            ) from error
+
     def append(self, row: dict) -> None:
-        with open(self.history, "a") as file:
+        with self._writing(), open(self.history, "a") as file:
             file.write(history_text([row], header=False))
 
     def save(self) -> None:
         content = _to_bytes(self.state.state_dict())
         newest, previous = self.checkpoints
-        if newest.exists():
-            newest.replace(previous)
-        # The digest tells a damaged file from a whole one before anything is loaded.
-        write_atomically(newest, hashlib.sha256(content).digest() + content)
+        with self._writing():
+            # A damaged file must not take the place of the only whole one: a kill
+            # before the new one is written would leave nothing.
+            if newest.exists() and not self.newest_is_damaged:
+                newest.replace(previous)
+            # The digest tells a damaged file from a whole one before it is loaded.
+            write_atomically(newest, hashlib.sha256(content).digest() + content)
+        self.newest_is_damaged = False
 
     def snapshot(self) -> None:
         if self.state.iteration in self.snapshots:
@@ -735,13 +761,34 @@ class _RunFolder:
                 k: v.half() if v.is_floating_point() else v for k, v in weights.items()
             }
             path = self.path / "snapshots" / f"iteration-{self.state.iteration:06d}.pt"
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, _to_bytes(half))
+            with self._writing():
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, _to_bytes(half))
 
     def close(self) -> None:
-        write_atomically(self.weights, _to_bytes(_plain_state(self.state.model)))
-        for path in self.checkpoints:
+        content = _to_bytes(_plain_state(self.state.model))
+        with self._writing():
+            write_atomically(self.weights, content)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """A finished run keeps no checkpoints, nor what a kill left of one (.part)."""
+        for path in self.path.glob("checkpoint*"):
             path.unlink(missing_ok=True)
+
+
+def _checkpoint(path: Path) -> dict | None:
+    """What a checkpoint holds, or None if it is damaged."""
+    whole = path.read_bytes()
+    digest, content = whole[:32], whole[32:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    # Anyone can compute a digest. A file that would run code is refused like a damaged
+    # one; torch.load raises whatever its bytes lead to.
+    with contextlib.suppress(Exception):
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state if isinstance(state, dict) else None
+    return None
 
 
 def _name(model: nn.Module) -> str:
