@@ -1,7 +1,8 @@
 """Execute notebooks in place, top to bottom, each in a fresh kernel: `make notebooks`.
 
 On one CPU a second run changes no output but times and rates: what Jupyter and pandas
-draw by lot, the names of widgets and of styled tables, is numbered instead.
+draw by lot, the names of widgets and of styled tables, is numbered instead; addresses
+in memory are left out, and printed lines that came in pieces are joined.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ STATE = "application/vnd.jupyter.widget-state+json"
 
 def numbered(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook with every drawn name replaced by one made from its number."""
-    text = nbformat.writes(notebook)
+    text = re.sub(r" at 0x[0-9a-f]{6,}>", ">", nbformat.writes(notebook))
     widgets = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
     tables = re.findall(r"\bT_[0-9a-f]{5}(?=[\W_])", text)
     for prefix, names in (("", widgets), ("T_", dict.fromkeys(tables))):
@@ -30,10 +31,9 @@ def numbered(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
+    options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(
-        notebook, timeout=3600, record_timing=False, resources=where
-    ).execute()
+    NotebookClient(notebook, resources=where, **options).execute()
     nbformat.write(numbered(notebook), path)
 
 
