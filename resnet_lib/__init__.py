@@ -22,6 +22,7 @@ from resnet_lib.resnet import ResNet, get_model
 from resnet_lib.training import (
     PAPER,
     PREVIEW,
+    QUICK,
     SMOOTHED,
     Recipe,
     device_profile,
@@ -34,6 +35,7 @@ from resnet_lib.training import (
 __all__ = [
     "PAPER",
     "PREVIEW",
+    "QUICK",
     "SMOOTHED",
     "Augmenter",
     "BasicBlock",

@@ -113,6 +113,13 @@ def _commit() -> str | None:
 # --- reading --------------------------------------------------------------------------
 
 
+def read_about(folder: Path) -> dict:
+    """A run folder's recipe.json: the model, the data and the recipe."""
+    about = json.loads((folder / "recipe.json").read_text())
+    about["recipe"].setdefault("schedule", "steps")  # runs from before the choice
+    return about
+
+
 def read_history(path: Path) -> list[dict]:
     """The rows of a history.csv; what was not measured is NaN."""
     with open(path, newline="") as file:
@@ -145,7 +152,7 @@ class Run:
     @cached_property
     def about(self) -> dict:
         """recipe.json: the model, the data and the recipe."""
-        return json.loads((self.folder / "recipe.json").read_text())
+        return read_about(self.folder)
 
     @property
     def recipe(self) -> dict:

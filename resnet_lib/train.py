@@ -10,9 +10,9 @@ import torch
 
 from resnet_lib.data import download_cifar10, load_cifar10, load_digits
 from resnet_lib.resnet import get_model
-from resnet_lib.training import PAPER, SMOOTHED, Recipe, fit
+from resnet_lib.training import PAPER, QUICK, SMOOTHED, Recipe, fit
 
-RECIPES = {"paper": PAPER, "smoothed": SMOOTHED}
+RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # Where in a run its weights are kept: the start, the climb, and each drop of the rate.
 SNAPSHOTS = (0, 1 / 128, 1 / 16, 1 / 2, 3 / 4, 1)
 

@@ -63,6 +63,22 @@ def test_schedule_at_its_corners(iteration, rate):
     assert learning_rate_at(iteration, PAPER) == pytest.approx(rate, rel=1e-12)
 
 
+def test_triangular_schedule():
+    recipe = Recipe(100, milestones=(20,), schedule="triangular", lr=0.2)
+    rates = [learning_rate_at(i, recipe) for i in range(100)]
+    assert rates[0] == pytest.approx(0.01)  # the first update already learns
+    assert max(rates) == rates[19] == rates[20] == 0.2
+    assert rates[60] == pytest.approx(0.1)
+    assert rates[99] == pytest.approx(0.2 / 80)  # and so does the last
+    half = recipe.scaled(50)
+    assert [learning_rate_at(i, half) for i in (9, 30)] == pytest.approx([0.2, 0.1])
+    for milestones in [(), (20, 50), (0,), (100,)]:
+        with pytest.raises(ValueError, match="has one, its peak, between 0 and 100"):
+            dataclasses.replace(recipe, milestones=milestones)
+    with pytest.raises(ValueError, match="choose 'steps' or 'triangular'"):
+        Recipe(schedule="cosine")
+
+
 def test_paper_recipe_is_the_papers():
     assert (PAPER.iterations, PAPER.milestones) == (64_000, (32_000, 48_000))
     assert (PAPER.lr, PAPER.momentum, PAPER.weight_decay) == (0.1, 0.9, 1e-4)
