@@ -1,16 +1,19 @@
 """Hooks and lesions: activations, responses, gradients, parameter and FLOP tables."""
 
 import contextlib
+import copy
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
 
@@ -386,21 +389,35 @@ def _exchange(model: nn.Module, one: str, other: str) -> None:
     blocks[i], blocks[j] = blocks[j], blocks[i]
 
 
+def _without_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy for evaluation in which each convolution does the work of its BN too.
+
+    A convolution's BN is the module that stands next to it, as in the blocks.
+    """
+    model = copy.deepcopy(model).eval()
+    for parent in model.modules():
+        for (conv, first), (bn, second) in pairwise(list(parent.named_children())):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(parent, conv, fuse_conv_bn_eval(first, second))
+                setattr(parent, bn, nn.Identity())
+    return model.to(memory_format=torch.channels_last)
+
+
 class LesionedNet:
     """A network's logits for one set of images (N, 3, H, W), under one lesion or other.
 
     A lesion changes nothing in front of the first block that it touches. So the inputs
     of the stages are kept, and of the block that was touched first the last time; the
-    forward pass starts there. The model runs in evaluation mode and is left as it was.
-    Used in notebook 06.
+    forward pass starts there, in a copy of the model whose BN is part of its
+    convolutions. Used in notebook 06.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 50) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 100) -> None:
+        self.model = model = _without_batch_norm(model)
         self.batch_size = batch_size  # small: it stays in the processor's cache
         self.names = block_names(model)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad():
             x = self._batched(images, model.conv1, model.bn1, model.relu)
             self.stages = {0: x}  # inputs, by the position of the block that reads them
             for position, name in enumerate(self.names):
@@ -421,7 +438,7 @@ class LesionedNet:
         """
         touched = {name for name, scale in (scales or {}).items() if scale != 1}
         touched.update(swap or ())
-        with lesion(self.model, scales, swap), torch.no_grad(), _evaluating(self.model):
+        with lesion(self.model, scales, swap), torch.no_grad():
             if not touched:
                 return self.intact
             first = min(self.names.index(name) for name in touched)

@@ -1,5 +1,6 @@
 """Notebook 06: take blocks out of a residual and of a plain net."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import ipywidgets as widgets
@@ -156,13 +157,18 @@ class LesionLab(Explorer):
         return self.once("predictions", key, self._predict)
 
     def _predict(self) -> dict[str, tuple[Tensor, Tensor]]:
-        found = {}
-        for title, model in self.models.items():
-            whole = probabilities(model, self.picker.image, self.normalisation)
-            with lesion(model, self.scales, self.swap):
-                hurt = probabilities(model, self.picker.image, self.normalisation)
-            found[title] = (whole, hurt)
-        return found
+        whole = self.once("whole", self.picker.value, self._probabilities)
+        with contextlib.ExitStack() as lesions:
+            for model in self.models.values():
+                lesions.enter_context(lesion(model, self.scales, self.swap))
+            hurt = self._probabilities()
+        return {title: (whole[title], hurt[title]) for title in self.models}
+
+    def _probabilities(self) -> dict[str, Tensor]:
+        return {
+            title: probabilities(model, self.picker.image, self.normalisation)
+            for title, model in self.models.items()
+        }
 
     @property
     def paths(self) -> list[int]:
