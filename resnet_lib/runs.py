@@ -115,9 +115,19 @@ def _commit() -> str | None:
 
 def read_about(folder: Path) -> dict:
     """A run folder's recipe.json: the model, the data and the recipe."""
-    about = json.loads((folder / "recipe.json").read_text())
+    about = read_json(folder / "recipe.json")
     about["recipe"].setdefault("schedule", "steps")  # runs from before the choice
     return about
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote; RuntimeError if the file is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RuntimeError(
+            f"{path} is damaged ({error}). Restore it, or choose another folder."
+        ) from error
 
 
 def read_history(path: Path) -> list[dict]:
@@ -162,7 +172,7 @@ class Run:
     @cached_property
     def environment(self) -> dict:
         """environment.json: hardware, versions, commit."""
-        return json.loads((self.folder / "environment.json").read_text())
+        return read_json(self.folder / "environment.json")
 
     @cached_property
     def history(self) -> "pd.DataFrame":

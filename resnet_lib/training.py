@@ -29,6 +29,7 @@ from resnet_lib.runs import (
     load_weights,
     read_about,
     read_history,
+    read_json,
     write_atomically,
     write_json,
 )
@@ -414,6 +415,7 @@ def fit(
                 if folder and state.seconds - saved >= checkpoint_seconds:
                     folder.save()
                     saved = state.seconds
+        state.check_weights()
         if folder:
             folder.close() if state.at_end else folder.save()
     except FloatingPointError as error:
@@ -560,16 +562,18 @@ class _Training:
         rate = (bar.format_dict["rate"] or 0) * self.recipe.batch_size
         return f"loss {loss:.3f}, error {error:.1%}, {rate:,.0f} images/s"
 
-    def state_dict(self) -> dict:
-        if self.steps:
-            self._window()  # a state whose loss is not finite is never kept
-        # Nor one whose last update broke the weights: its loss was measured before.
-        if not all(
-            value.isfinite().all() for value in self.model.state_dict().values()
-        ):
+    def check_weights(self) -> None:
+        """FloatingPointError if the last update broke them; its loss came before."""
+        weights = self.model.state_dict().values()
+        if not all(value.isfinite().all() for value in weights):
             raise FloatingPointError(
                 f"The weights are no longer finite at iteration {self.iteration}."
             )
+
+    def state_dict(self) -> dict:
+        if self.steps:
+            self._window()  # a state whose loss is not finite is never kept
+        self.check_weights()
         return {
             "network": str(self.model),
             "model": self.model.state_dict(),
@@ -713,7 +717,7 @@ class _RunFolder:
     def _note_machine(self) -> None:
         """A run that goes on under other conditions says from where, and which."""
         path = self.path / "environment.json"
-        recorded = json.loads(path.read_text())
+        recorded = read_json(path)
         known = recorded | (recorded.get("resumed") or [{}])[-1]
         now = self._machine()
         changed = {key: now[key] for key in now if now[key] != known.get(key)}
@@ -731,7 +735,14 @@ class _RunFolder:
                 f"The checkpoint in {self.path} is of another network. Choose another "
                 "folder, or build the network that it was started with."
             )
-        self.state.load_state_dict(state)
+        try:
+            self.state.load_state_dict(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RuntimeError(
+                f"The checkpoint in {self.path} is not one of this version of the "
+                f"library ({error!r}). Choose another folder, or delete it to start "
+                "this run anew."
+            ) from error
 
     def _newest_checkpoint(self) -> dict | None:
         """The newest whole checkpoint, or None where there is none at all."""

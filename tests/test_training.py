@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import io
 import json
 import math
 import os
@@ -27,7 +29,7 @@ from resnet_lib import (
 from resnet_lib.data import Normalisation, load_digits
 from resnet_lib.runs import Run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
-from resnet_lib.training import _Training, expected_minutes
+from resnet_lib.training import _to_bytes, _Training, expected_minutes
 
 DIGITS = load_digits()
 SHORT = Recipe(
@@ -276,6 +278,30 @@ def test_no_whole_checkpoint_is_told(tmp_path):
         stopped(tmp_path)
 
 
+def test_checkpoint_of_another_version_is_told(tmp_path):
+    stopped(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    del state["window"]
+    content = _to_bytes(state)
+    path.write_bytes(hashlib.sha256(content).digest() + content)
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match=r"version.*'window'.*Choose another"):
+        stopped(tmp_path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "environment.json"])
+def test_damaged_description_is_told(tmp_path, name):
+    stopped(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RuntimeError, match=f"{name} is damaged.*another folder"):
+        stopped(tmp_path)
+    (tmp_path / name).write_bytes(whole)
+    assert stopped(tmp_path).iteration == 2
+
+
 @pytest.mark.parametrize("change", [{"lr": 0.2}, {"seed": 1}, {"iterations": 48}])
 def test_folder_of_another_recipe_is_refused(alone, change):
     folder, _ = alone
@@ -324,6 +350,19 @@ def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
     ):
         fit(net, DIGITS, SHORT, tmp_path, on_row=poison, progress=False)
     assert stopped(tmp_path).iteration == 2
+
+
+def test_last_update_that_breaks_the_weights_is_told(tmp_path):
+    def poison(rows):
+        if rows[-1]["iteration"] == SHORT.iterations:
+            with torch.no_grad():
+                net.conv1.weight.fill_(math.inf)
+
+    net = small_net()
+    told = f"no longer finite at iteration {SHORT.iterations}"
+    with pytest.raises(FloatingPointError, match=told):
+        fit(net, DIGITS, SHORT, tmp_path, on_row=poison, progress=False)
+    assert not (tmp_path / "weights.pt").exists()
 
 
 def test_wrong_number_of_classes_is_told_at_once():
