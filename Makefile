@@ -1,7 +1,7 @@
 # lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
 # reproduce: the runs of a plan · colab, site-test: the other ways in · browser: the widgets
 .PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results badges colab site site-test browser latency widgets7 faults clean
+        results badges colab site site-test browser latency bench widgets7 faults clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 ifdef RESNET_LIB_DATA
@@ -83,6 +83,11 @@ browser: .venv/ready
 # How fast the widgets of notebook 06 follow their controls, on this machine.
 latency: .venv/ready
 	$(BIN)/python benchmarks/latency.py
+
+# Images per second beside a textbook loop and this machine's limit. ARGS=--write keeps
+# data/bench.json and draws data/bench.png; ARGS=--changes tries single changes.
+bench: .venv/ready
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 # The widgets' tests with what Colab runs: ipywidgets 7.7.1 and IPython 7.34, in an
 # environment of its own that borrows PyTorch and the rest from .venv.

@@ -1,7 +1,7 @@
 """Figures in one style: data in, Axes out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "learning_rate",
     "path_length_bars",
     "plain_vs_residual",
+    "throughput_bars",
     "training_curves",
     "use_style",
 ]
@@ -129,6 +130,29 @@ def plain_vs_residual(
         )
         ax.set_title(f"{net} nets")
     return axes
+
+
+def throughput_bars(results: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Images per second: a column for each network, training above evaluation.
+
+    `results` is what `make bench` writes: {"resnet18, training": {"ours": (lowest,
+    median, highest), …}, …}. Bars are medians, dark lines the spread.
+    """
+    rows = {row: cells for row, cells in results.items() if "ours" in cells}
+    colours = {"textbook": "0.75", "ours": RESIDUAL, "compute alone": "#56B4E9"}
+    figure, axes = plt.subplots(2, len(rows) // 2, figsize=(10, 3.8), squeeze=False)
+    for ax, (row, cells) in zip(axes.T.flat, rows.items(), strict=True):
+        low, middle, high = zip(*(cells[bar] for bar in colours), strict=True)
+        ax.barh(list(colours), middle, color=list(colours.values()))
+        ax.hlines(list(colours), low, high, color="0.2")
+        for y, (end, value) in enumerate(zip(high, middle, strict=True)):
+            ax.text(end + 0.03 * max(high), y, f"{value:,.0f}", va="center", size=10)
+        ax.set_title(f"{row}: {cells['of matmul'][1]:.0%} of peak", fontsize=11)
+        ax.set(xlim=(0, 1.3 * max(high)), xticks=[])
+        ax.invert_yaxis()
+        ax.grid(False)
+        ax.label_outer()
+    return figure
 
 
 class LiveCurves:

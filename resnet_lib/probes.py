@@ -25,6 +25,7 @@ __all__ = [
     "block_parts",
     "branch_ratios",
     "confident_mistakes",
+    "fold_batch_norm",
     "gradient_norms",
     "layer_responses",
     "layer_table",
@@ -389,7 +390,7 @@ def _exchange(model: nn.Module, one: str, other: str) -> None:
     blocks[i], blocks[j] = blocks[j], blocks[i]
 
 
-def _without_batch_norm(model: nn.Module) -> nn.Module:
+def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A copy for evaluation in which each convolution does the work of its BN too.
 
     A convolution's BN is the module that stands next to it, as in the blocks.
@@ -413,7 +414,7 @@ class LesionedNet:
     """
 
     def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 100) -> None:
-        self.model = model = _without_batch_norm(model)
+        self.model = model = fold_batch_norm(model)
         self.batch_size = batch_size  # small: it stays in the processor's cache
         self.names = block_names(model)
         images = images.contiguous(memory_format=torch.channels_last)

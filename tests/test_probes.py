@@ -12,6 +12,7 @@ from resnet_lib.probes import (
     block_parts,
     branch_ratios,
     confident_mistakes,
+    fold_batch_norm,
     gradient_norms,
     layer_responses,
     layer_table,
@@ -381,3 +382,14 @@ def test_kept_inputs_give_the_logits_of_a_whole_pass(name):
     with pytest.raises(ValueError, match="from 0 to 1"):
         net({"layer1.0": 2})
     assert model.layer1[0].training is False
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
+def test_folded_network_answers_alike(name):
+    torch.manual_seed(0)
+    model, x = get_model(name), torch.randn(8, 3, 32, 32)
+    model(x)  # running statistics that are not those of the start
+    folded = fold_batch_norm(model)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-3, atol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())

@@ -1,0 +1,96 @@
+import itertools
+
+import matplotlib.pyplot as plt
+import pytest
+
+from benchmarks.throughput import flop, markdown, rate, summary, take_turns
+from resnet_lib import plots
+
+ROW = "resnet20, training"
+ROUNDS = [
+    {
+        ROW: {
+            "textbook": textbook,
+            "ours": ours,
+            "compute alone": 400.0,
+            "data alone": 10 * ours,
+            "matmul, GFLOP/s": 100.0,
+        },
+        "machine": {"copy, GB/s": 9.5},
+    }
+    for textbook, ours in ((100.0, 200.0), (200.0, 300.0), (50.0, 150.0))
+]
+
+
+def test_a_ratio_compares_neighbours_of_one_round():
+    cells = summary(ROUNDS)[ROW]
+    assert cells["ours"] == (150, 200, 300)
+    assert cells["ours / textbook"] == (1.5, 2, 3)  # not 200 / 100 of the medians alone
+    assert cells["ours / compute"] == (0.375, 0.5, 0.75)
+    assert cells["data's share"] == pytest.approx((0.1, 0.1, 0.1))
+    peak = [ours * flop("resnet20", "training") / 100e9 for ours in (150, 200, 300)]
+    assert cells["of matmul"] == pytest.approx(tuple(peak))
+
+
+def test_a_change_is_compared_with_what_it_changes():
+    rounds = [
+        {"resnet20, fused": {"as is": a, "changed": b}} for a, b in ((4, 5), (2, 3))
+    ]
+    assert summary(rounds)["resnet20, fused"]["changed / as is"] == (1.25, 1.375, 1.5)
+
+
+def test_table_is_markdown():
+    lines = markdown(summary(ROUNDS)).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert "200 (150–300)" in lines[2] and "2.00 (1.50–3.00)" in lines[2]
+    assert "–" in lines[3] and "9.50 (9.50–9.50)" in lines[3]
+
+
+def test_figure_has_a_panel_for_training_and_one_for_evaluation():
+    results = summary(ROUNDS)
+    results["resnet20, evaluation"] = results[ROW]
+    plots.use_style()
+    figure = plots.throughput_bars(results)
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert [title.split(":")[0] for title in titles] == [ROW, "resnet20, evaluation"]
+    assert [len(ax.patches) for ax in figure.axes] == [3, 3]
+    plt.close(figure)
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    first, rest = 16 * 27 * 32**2, 16 * 16 * 9 * 32**2
+    # Six layers in each stage; halving the size and doubling the width leaves their
+    # work as it is, but the first of a stage reads half the channels.
+    adds = first + 6 * rest + 2 * (rest // 2 + 5 * rest) + 64 * 10
+    assert flop("resnet20", "evaluation") == 2 * adds
+    assert flop("resnet20", "training") == 3 * 2 * adds - 2 * first
+
+
+def test_rate_counts_the_work_and_ends():
+    calls = []
+
+    def job(done, work):
+        for number in itertools.count():
+            calls.append(number)
+            done(work)
+
+    assert rate(0.01, job, 2.0) == pytest.approx(2 * rate(0.01, job, 1.0), rel=20)
+    assert len(calls) > 4
+
+
+def test_ctrl_c_keeps_the_whole_rounds(capsys):
+    class Process:
+        answers = iter([1.0, 2.0, KeyboardInterrupt])
+
+        def submit(self, *job):
+            self.answer = next(self.answers)
+            return self
+
+        def result(self):
+            if self.answer is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            return self.answer
+
+    plan = {"row": {"a": (Process(), None)}}
+    assert take_turns(plan, 5, 1) == [{"row": {"a": 1.0}}, {"row": {"a": 2.0}}]
+    assert "round 2 of 5 · row: a 2.00" in capsys.readouterr().out
