@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint-seconds", type=float, default=60, help="between checkpoints")
     add("--snapshots", action="store_true", help="keep weights along the way")
     add("--compile", action="store_true", help="torch.compile the network")
+    add("--quiet", action="store_true", help="no progress bar")
     recipe = options.add_argument_group("recipe", "in place of the recipe's own value")
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
@@ -110,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
                 checkpoint_seconds=arguments.checkpoint_seconds,
                 snapshots=marks if arguments.snapshots else (),
                 compile=arguments.compile,
+                progress=not arguments.quiet,
             )
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"{options.prog}{_which()}: {error}", file=sys.stderr)
