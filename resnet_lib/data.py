@@ -416,16 +416,22 @@ class Batches:
     Every epoch visits each image once, in a new order; a batch that reaches the end of
     an epoch is filled from the next one. The images live on one device and are
     augmented there; the choices come from a CPU generator, so `seed` fixes the pictures
-    everywhere.
+    everywhere. One of several processes draws the same choices as the others and makes
+    only its `share` of each batch.
 
     Yields (float32 (B, 3, H, W), int64 (B,)).
     """
 
     def __init__(
-        self, data: Images, batch_size: int, normalisation: Normalisation, seed: int = 0
+        self,
+        data: Images,
+        batch_size: int,
+        normalisation: Normalisation,
+        seed: int = 0,
+        share: slice = slice(None),
     ) -> None:
         self.labels = data.labels
-        self.batch_size = batch_size
+        self.batch_size, self.share = batch_size, share
         self.augment = Augmenter(data.images, normalisation)
         self.generator = torch.Generator().manual_seed(seed)
         self._new_epoch()
@@ -448,7 +454,7 @@ class Batches:
             rows.append(self.plan[self.position : self.position + wanted])
             self.position += len(rows[-1])
             wanted -= len(rows[-1])
-        plan = torch.cat(rows)
+        plan = torch.cat(rows)[self.share]
         return self.augment(plan), self.labels[plan[:, 0]]
 
     def state_dict(self) -> dict:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from resnet_lib.data import Batches, Dataset, Images, Normalisation
+from resnet_lib.distributed import Ranks
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import (
     COLUMNS,
@@ -366,12 +368,17 @@ def fit(
     the weights of those iterations in half precision. `on_row` is called with the
     history at each new row.
 
+    In a process group (see `distributed`) every rank makes this call and trains on its
+    share of each batch; rank 0 writes the folder, shows progress and calls `on_row`. A
+    run goes on with as many ranks as it began with.
+
     Ctrl-C (SIGINT), SIGTERM and `max_minutes` stop after the running iteration, with a
     checkpoint. Raises FloatingPointError when the loss is no longer finite, ValueError
     for a run folder of another network or recipe, RuntimeError for a damaged one and
     for one that another process is writing to, OSError for one that cannot be written.
     """
     state = _Training(model, data, recipe, device, compile)
+    ranks = state.ranks
     folder = _RunFolder(Path(run), state, snapshots) if run else None
     if folder and folder.open():
         return Fit("finished", state.iteration, state.rows)
@@ -384,7 +391,7 @@ def fit(
         total=recipe.iterations,
         initial=state.iteration,
         unit="it",
-        disable=not progress,
+        disable=not (progress and ranks.first),
         mininterval=0.5,
     )
     try:
@@ -403,19 +410,25 @@ def fit(
                     row["seconds"] = round(state.seconds, 2)
                     if folder:
                         folder.append(row)
-                    if on_row:
+                    if on_row and ranks.first:
                         on_row(state.rows)
                 if folder:
                     folder.snapshot()
                 if state.at_end:
                     break
-                if requests or state.seconds >= deadline:
-                    status = "interrupted" if requests else "out of time"
+                # A signal or a clock is one rank's; all have to act on it together.
+                interrupted, late, due = ranks.any(
+                    bool(requests),
+                    state.seconds >= deadline,
+                    state.seconds - saved >= checkpoint_seconds,
+                )
+                if interrupted or late:
+                    status = "interrupted" if interrupted else "out of time"
                     break
-                if folder and state.seconds - saved >= checkpoint_seconds:
+                if folder and due:
                     folder.save()
                     saved = state.seconds
-        state.check_weights()
+        ranks.lead(state.check_weights)
         if folder:
             folder.close() if state.at_end else folder.save()
     except FloatingPointError as error:
@@ -458,13 +471,17 @@ class _Training:
 
     def __init__(self, model, data, recipe, device, compile) -> None:
         self.model, self.data, self.recipe = model, data, recipe
+        self.ranks = Ranks.here()
+        share = self.ranks.equal_share(recipe.batch_size)
         self.profile = device_profile(recipe.precision, device)
         where = self.profile.device
         if where.type == "cuda":
             torch.backends.cudnn.deterministic = True  # the same bits after a resume
         model.to(where, memory_format=self.profile.memory_format).train()
         graphs = "reduce-overhead" if where.type == "cuda" else "default"
-        self.forward = torch.compile(model, mode=graphs) if compile else model
+        trial = torch.zeros(2, *data.test.images.shape[1:], device=where)
+        wrapped = self.ranks.wrap(model, trial)
+        self.forward = torch.compile(wrapped, mode=graphs) if compile else wrapped
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             recipe.lr,
@@ -478,7 +495,7 @@ class _Training:
             train.images, recipe.per_pixel_mean, recipe.black_border
         )
         self.batches = Batches(
-            train, recipe.batch_size, self.normalisation, recipe.seed
+            train, recipe.batch_size, self.normalisation, recipe.seed, share
         )
         self.judged = {"validation": validation, "test": data.test}
         self.iteration = 0
@@ -494,7 +511,7 @@ class _Training:
 
     def _check_classes(self) -> None:
         classes = len(self.data.classes)
-        outputs = self._evaluate(self.data.test[:1]).logits.shape[1]
+        outputs = self._judge(self.data.test[:1]).logits.shape[1]
         if outputs != classes:
             raise ValueError(
                 f"The network tells {outputs} classes apart, {self.data.name} has "
@@ -531,7 +548,8 @@ class _Training:
             self.recipe.label_smoothing,
             self.profile.autocast(),
         )
-        self.loss_sum += loss
+        loss, wrong = self.ranks.total(loss, wrong)
+        self.loss_sum += loss / self.ranks.size  # equal shares: the mean of the means
         self.wrong += wrong
         self.steps += 1
         self.iteration += 1
@@ -554,8 +572,21 @@ class _Training:
         self.rows.append(row)
         return row
 
-    def _evaluate(self, images: Images) -> Evaluation:
+    def _judge(self, images: Images) -> Evaluation:
         return evaluate(self.model, images, self.normalisation, self.profile)
+
+    def _evaluate(self, images: Images) -> Evaluation:
+        """Judge a whole set; the ranks share each part of it, so that none waits
+        long."""
+        if self.ranks.size == 1:
+            return self._judge(images)
+        self.ranks.share_buffers(self.model)
+        logits = []
+        for start in range(0, len(images), 1_000):
+            part = images[start : start + 1_000]
+            mine = self._judge(part[self.ranks.share(len(part))])
+            logits.append(self.ranks.gather(mine.logits))
+        return Evaluation(torch.cat(logits), images.labels.cpu())
 
     def postfix(self, bar) -> str:
         loss, error = self._window()
@@ -576,6 +607,7 @@ class _Training:
         self.check_weights()
         return {
             "network": str(self.model),
+            "ranks": self.ranks.size,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
@@ -586,6 +618,14 @@ class _Training:
             "seconds": self.seconds,
             "window": (self.loss_sum, self.wrong, self.steps),
         }
+
+    def follow(self) -> None:
+        """Every rank goes on from where rank 0 stands."""
+        if self.ranks.size == 1:
+            return
+        content = self.ranks.lead(lambda: _to_bytes(self.state_dict()))
+        if not self.ranks.first:
+            self.load_state_dict(_from_bytes(content))
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -627,6 +667,16 @@ def _stop_requests() -> Iterator[list]:
 # --- the run folder -------------------------------------------------------------------
 
 
+def _led(method: Callable) -> Callable:
+    """Rank 0 alone touches the disk; its answer and its errors reach every rank."""
+
+    @functools.wraps(method)
+    def led(folder: "_RunFolder", *arguments):
+        return folder.state.ranks.lead(lambda: method(folder, *arguments))
+
+    return led
+
+
 class _RunFolder:
     """Keeps a training in a folder, so that a kill loses a minute at most.
 
@@ -644,6 +694,12 @@ class _RunFolder:
 
     def open(self) -> bool:
         """Make the folder or go on with it; True if its run is finished already."""
+        finished = self._open()
+        self.state.follow()
+        return finished
+
+    @_led
+    def _open(self) -> bool:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.weights.exists():
@@ -684,7 +740,7 @@ class _RunFolder:
 
     def release(self) -> None:
         self.lock.release()
-        if self.state.at_end:
+        if self.state.at_end and self.state.ranks.first:
             self.path.joinpath(".lock").unlink(missing_ok=True)
 
     def _claim(self) -> None:
@@ -711,8 +767,9 @@ class _RunFolder:
                 )
 
     def _machine(self) -> dict:
-        profile = self.state.profile
-        return describe_environment(profile.device.type, str(profile))
+        profile, size = self.state.profile, self.state.ranks.size
+        processes = f", {size} processes" if size > 1 else ""
+        return describe_environment(profile.device.type, f"{profile}{processes}")
 
     def _note_machine(self) -> None:
         """A run that goes on under other conditions says from where, and which."""
@@ -734,6 +791,13 @@ class _RunFolder:
             raise ValueError(
                 f"The checkpoint in {self.path} is of another network. Choose another "
                 "folder, or build the network that it was started with."
+            )
+        ranks = state.get("ranks", 1)  # runs from before there could be several
+        if ranks != self.state.ranks.size:
+            raise ValueError(
+                f"The run in {self.path} was begun with {_processes(ranks)}, not "
+                f"{self.state.ranks.size}, and each takes its own share of a batch. Go "
+                f"on with {_processes(ranks)}, or choose another folder."
             )
         try:
             self.state.load_state_dict(state)
@@ -762,6 +826,7 @@ class _RunFolder:
             )
         return None
 
+    @_led
     def kept(self) -> str:
         state = self._newest_checkpoint()
         if state is None:
@@ -779,10 +844,12 @@ class _RunFolder:
                 "saved before is kept; the same call goes on from there."
             ) from error
 
+    @_led
     def append(self, row: dict) -> None:
         with self._writing(), open(self.history, "a") as file:
             file.write(history_text([row], header=False))
 
+    @_led
     def save(self) -> None:
         content = _to_bytes(self.state.state_dict())
         newest, previous = self.checkpoints
@@ -797,15 +864,18 @@ class _RunFolder:
 
     def snapshot(self) -> None:
         if self.state.iteration in self.snapshots:
-            weights = _plain_state(self.state.model)
-            half = {
-                k: v.half() if v.is_floating_point() else v for k, v in weights.items()
-            }
-            path = self.path / "snapshots" / f"iteration-{self.state.iteration:06d}.pt"
-            with self._writing():
-                path.parent.mkdir(exist_ok=True)
-                write_atomically(path, _to_bytes(half))
+            self._snapshot()
 
+    @_led
+    def _snapshot(self) -> None:
+        weights = _plain_state(self.state.model)
+        half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+        path = self.path / "snapshots" / f"iteration-{self.state.iteration:06d}.pt"
+        with self._writing():
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, _to_bytes(half))
+
+    @_led
     def close(self) -> None:
         content = _to_bytes(_plain_state(self.state.model))
         with self._writing():
@@ -827,9 +897,13 @@ def _checkpoint(path: Path) -> dict | None:
     # Anyone can compute a digest. A file that would run code is refused like a damaged
     # one; torch.load raises whatever its bytes lead to.
     with contextlib.suppress(Exception):
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = _from_bytes(content)
         return state if isinstance(state, dict) else None
     return None
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _name(model: nn.Module) -> str:
@@ -846,3 +920,7 @@ def _to_bytes(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> object:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

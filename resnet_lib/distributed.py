@@ -1,0 +1,186 @@
+"""Several processes, one training: what each takes, and what all agree on.
+
+`torchrun` starts the processes and gives each its number, its rank. Every rank draws
+the same batches and computes on its own share of each; gradients are averaged before
+every update, so the weights stay equal. Rank 0 alone reads and writes the run's folder.
+"""
+
+import contextlib
+import copy
+import gc
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["Ranks", "joined"]
+
+# Ranks meet several times in every update and in every part of an evaluation. So long
+# a silence means that one of them is lost.
+PATIENCE = 45  # seconds
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together.
+
+    Every method has to be called by all ranks alike: each waits for the others. A
+    single process waits for nobody, and nothing is changed by any of them.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def here(cls) -> "Ranks":
+        """What the process group says; a process without one is alone."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's contiguous part of `count` things; none is left out or shared."""
+        start, stop = (count * r // self.size for r in (self.rank, self.rank + 1))
+        return slice(start, stop)
+
+    def equal_share(self, batch_size: int) -> slice:
+        """The same for a batch; ValueError if the parts would differ in size."""
+        if batch_size % self.size:
+            below = batch_size // self.size * self.size
+            raise ValueError(
+                f"A batch of {batch_size} does not divide into {self.size} equal "
+                f"shares. Choose a batch size of {below or self.size} or "
+                f"{below + self.size}, or start another number of processes."
+            )
+        return self.share(batch_size)
+
+    def wrap(self, model: nn.Module, images: Tensor) -> nn.Module:
+        """The same weights everywhere, rank 0's, and gradients that are averaged.
+
+        `images` (N, 3, H, W), two or more, are for a trial pass that changes nothing.
+
+        Running statistics of BN stay each rank's own, as in the paper's set-up of two
+        GPUs. They play no part in training; `share_buffers` deals rank 0's out before
+        an evaluation, and once is cheaper than before every update.
+        """
+        if self.size == 1:
+            return model
+        known = inspect.signature(DistributedDataParallel).parameters
+        new, old = "forward_sync_buffers", "broadcast_buffers"  # renamed by PyTorch
+        off = {new if new in known else old: False}
+        wrapped = DistributedDataParallel(model, **off)
+        # After its first backward pass it lays the gradients out anew, and the layout
+        # decides in which order three ranks or more are summed. Past this trial, a run
+        # that goes on has the layout, and so the bits, of one that never stopped.
+        before = copy.deepcopy(model.state_dict())
+        with torch.random.fork_rng():
+            wrapped(images).sum().backward()
+        model.zero_grad()
+        model.load_state_dict(before)
+        return wrapped
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's running statistics."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def total(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Scalars on one device, each summed over the ranks."""
+        if self.size == 1:
+            return values
+        sums = torch.stack([value.double() for value in values])
+        dist.all_reduce(sums)
+        return tuple(s.to(v.dtype) for s, v in zip(sums, values, strict=True))
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether some rank raised it."""
+        if self.size == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)  # on the CPU: a GPU goes on
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return votes.bool().tolist()
+
+    def gather(self, part: Tensor) -> Tensor:
+        """Every rank's rows (n, …) in the order of the ranks, on the CPU."""
+        if self.size == 1:
+            return part
+        parts = [None] * self.size
+        dist.all_gather_object(parts, part.cpu())
+        return torch.cat(parts)
+
+    def lead(self, action: Callable[[], T]) -> T:
+        """Rank 0 acts; what it returns or raises, every rank returns or raises.
+
+        An error on rank 0 alone would leave the others waiting for it.
+        """
+        if self.size == 1:
+            return action()
+        answer = [None, None]
+        if self.first:
+            try:
+                answer[0] = action()
+            except Exception as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer, 0)
+        result, error = answer
+        if error is not None:
+            raise error
+        return result
+
+
+@contextlib.contextmanager
+def joined(device: str | None = None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, if it did, and leave them at the end.
+
+    NCCL carries what lies on GPUs, one GPU to a process, and gloo the rest. Raises
+    ValueError for more processes than GPUs, RuntimeError when another one is lost.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Ranks()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available() and not str(device).startswith("cpu"):
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+        yield Ranks.here()
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise RuntimeError(
+                "Another process of this training ended, or was silent for "
+                f"{PATIENCE} seconds; its own message says why. The same command goes "
+                "on from the last checkpoint."
+            ) from error
+        raise
+    # The wrapped network holds on to the group in a circle of references. Left to the
+    # end of the process, it would call a group that is gone, and abort.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _take_gpu(local_rank: int) -> None:
+    """Make one GPU of this machine what "cuda" means in this process."""
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f"This machine has {count} GPU{'s' * (count > 1)} and more processes than "
+            f"that. Start {count} per machine (--nproc-per-node={count}), or add "
+            "--device cpu."
+        )
+    torch.cuda.set_device(local_rank)

@@ -1,0 +1,82 @@
+"""Wrong answers to notebook 08's exercises, each caught with a message of its own."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from resnet_lib import checks
+
+
+def average(gradients, counts):
+    pairs = zip(gradients, counts, strict=True)
+    return sum(g * n for g, n in pairs) / sum(counts)
+
+
+def in_place(gradients, counts):
+    for gradient, count in zip(gradients, counts, strict=True):
+        gradient *= count / sum(counts)
+    return sum(gradients)
+
+
+AVERAGES = {
+    "got list": lambda g, n: [average(g, n)],
+    "changes the gradients": in_place,
+    "the shape is ()": lambda g, n: average(g, n).mean(),
+    "every device counts the same": lambda g, n: sum(g) / len(g),
+    "the plain sum": lambda g, n: sum(g),
+    "is not divided": lambda g, n: average(g, n) * sum(n),
+    "by the number of devices": lambda g, n: average(g, n) * sum(n) / len(n),
+    "turn that round": lambda g, n: average(g, [1 / count for count in n]),
+    "without multiplying": lambda g, n: sum(g) / sum(n),
+    "the first device's": lambda g, n: g[0].clone(),
+    "not the mean over": lambda g, n: 2 * average(g, n),
+    "wrong for two": lambda g, n: average(g, [96, 32, 64][: len(g)]),
+}
+
+
+def scale(recipe, k, **change):
+    scaled = recipe.scaled(recipe.iterations // k)
+    right = {"batch_size": k * recipe.batch_size, "lr": k * recipe.lr}
+    return dataclasses.replace(scaled, **{**right, **change})
+
+
+RECIPES = {
+    "got dict": lambda r, k: dataclasses.asdict(scale(r, k)),
+    "has 128 images": lambda r, k: scale(r, k, batch_size=128),
+    "the rate is the old one": lambda r, k: scale(r, k, lr=r.lr),
+    "square root": lambda r, k: scale(r, k, lr=r.lr * k**0.5),
+    "goes down": lambda r, k: scale(r, k, lr=r.lr / k),
+    "the rate is 1.6": lambda r, k: scale(r, k, lr=r.lr * k**2),
+    "updates is the old one": lambda r, k: scale(r, k, iterations=r.iterations),
+    "there are 32,000": lambda r, k: scale(r, k, iterations=32_000),
+    "they move along": lambda r, k: scale(r, k, milestones=r.milestones),
+    "`momentum` has changed": lambda r, k: scale(r, k, momentum=0.8),
+    "`weight_decay` has": lambda r, k: scale(r, k, weight_decay=k * r.weight_decay),
+    "wrong for k = 2": lambda r, k: scale(r, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [(checks.check_average, average), (checks.check_scaled_recipe, scale)],
+)
+def test_right_answers_pass(says, check, answer):
+    verdict, line = says(check, answer)
+    assert verdict and line.startswith("✓ ")
+
+
+def test_another_right_average_passes(says):
+    def stacked(gradients, counts):
+        weights = torch.tensor(counts) / sum(counts)
+        return torch.einsum("r,rp->p", weights, torch.stack(gradients))
+
+    assert says(checks.check_average, stacked)[0]
+
+
+@pytest.mark.parametrize(
+    ("check", "table"),
+    [(checks.check_average, AVERAGES), (checks.check_scaled_recipe, RECIPES)],
+)
+def test_wrong_answers_are_told_apart(told_apart, check, table):
+    told_apart(check, table)

@@ -1,0 +1,336 @@
+"""Real processes on two ranks, started by torchrun; this file is also what they run.
+
+One job does everything that leaves the ranks in good order and notes what each saw. A
+killed rank takes jobs of its own.
+"""
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_lib import Batches, Normalisation, fit, get_model
+from resnet_lib.data import load_digits
+from resnet_lib.distributed import Ranks, joined
+from resnet_lib.runs import load_weights, read_history
+from resnet_lib.train import parser, recipe_from
+from resnet_lib.training import _Training
+
+ONLY_LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="gloo on several processes is tried on Linux"
+)
+DIGITS = load_digits()
+ARGUMENTS = shlex.split(
+    "--model resnet8 --data digits --iterations 30 --batch-size 32 --validation 100 "
+    "--log-every 5 --eval-every 10 --precision fp32 --device cpu --checkpoint-seconds 0"
+)
+RECIPE = recipe_from(parser().parse_args(ARGUMENTS))
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def small_net(seed=0):
+    torch.manual_seed(seed)
+    return get_model("resnet8")
+
+
+def net_without_bn(seed=0):
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(3, 8, 3, stride=4)
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+
+
+def train(net, run=None, **options):
+    recipe = dataclasses.replace(RECIPE, **options.pop("change", {}))
+    return fit(net, DIGITS, recipe, run, device="cpu", progress=False, **options)
+
+
+def weights(model):
+    values = [p.detach().flatten() for p in model.parameters()]
+    return torch.cat(values)
+
+
+def first_gradient(net):
+    state = _Training(net, DIGITS, RECIPE, "cpu", compile=False)
+    state.step()
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+# --- what each rank does in the first job ---------------------------------------------
+
+
+def on_pass(net, number, action):
+    """Act on one forward pass in training mode; passes are counted from 1."""
+    passes = 0
+
+    def count(module, inputs, output):
+        nonlocal passes
+        passes += module.training
+        if module.training and passes == number:
+            return action(output)
+
+    net.register_forward_hook(count)
+    return net
+
+
+def terminate(output):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def complaint(error, *arguments, **options):
+    """What `fit` says when it refuses."""
+    try:
+        train(*arguments, **options)
+    except error as refusal:
+        return str(refusal)
+
+
+def job(folder):
+    with joined("cpu") as ranks:
+        second = ranks.rank == 1
+        seen = {"ranks": (ranks.rank, ranks.size)}
+        train_images, _ = DIGITS.split(RECIPE.validation)
+        norm = Normalisation.of(train_images.images)
+        share = ranks.equal_share(32)
+        seen["batch"] = next(Batches(train_images, 32, norm, share=share))
+        # Other weights on each rank: rank 0's have to win.
+        seen["gradient"] = first_gradient(net_without_bn(seed=ranks.rank))
+        net = net_without_bn()
+        seen["history"] = train(net, folder / "no-bn").history
+
+        net = small_net()
+        seen["status"] = train(net, folder / "alone").status
+        seen["weights"] = weights(net)
+        net = small_net()
+        if second:  # the first pass is a trial
+            on_pass(net, 8, terminate)
+        result = train(net, folder / "stopped")
+        seen["stopped"] = (result.status, result.iteration)
+        train(small_net(seed=5), folder / "stopped")
+        result = train(small_net(), folder / "late", max_minutes=1e-9)
+        seen["late"] = (result.status, result.iteration)
+
+        net = small_net()
+        if second:
+            on_pass(net, 4, lambda output: output * torch.nan)
+        seen["nan"] = complaint(FloatingPointError, net, folder / "nan")
+        net = small_net()
+        change = {"lr": 0.2}
+        seen["other"] = complaint(ValueError, net, folder / "alone", change=change)
+        (folder / "file").touch()
+        seen["unwritable"] = complaint(OSError, net, folder / "file" / "run")
+        seen["odd"] = complaint(ValueError, net, change={"batch_size": 33})
+        # The ranks still understand each other.
+        seen["sum"] = ranks.total(torch.tensor(ranks.rank + 1.0))
+        torch.save(seen, folder / f"rank-{ranks.rank}.pt")
+        del net
+
+
+# --- starting jobs --------------------------------------------------------------------
+
+
+def start(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, *TORCHRUN, *map(str, command)]
+    return subprocess.Popen(command, env=environment, **streams)
+
+
+def end(process, seconds=60):
+    """Its exit code and what it printed; a job that hangs is a failure."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        process.communicate(timeout=seconds)
+        raise
+    return process.returncode, out, err
+
+
+def training(folder, *options):
+    return start("-m", "resnet_lib.train", *ARGUMENTS, "--folder", folder, *options)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The job's folder, and what each of the two ranks saw."""
+    folder = tmp_path_factory.mktemp("job")
+    code, out, err = end(start(__file__, folder), 120)
+    assert code == 0, out + err  # an abort at the exit would show here
+    paths = [folder / f"rank-{rank}.pt" for rank in (0, 1)]
+    return folder, [torch.load(path, weights_only=True) for path in paths]
+
+
+# --- shares ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "size"), [(128, 2), (7, 3), (1, 4), (10, 1)])
+def test_shares_are_contiguous_and_whole(count, size):
+    things = list(range(count))
+    shares = [things[Ranks(rank, size).share(count)] for rank in range(size)]
+    assert [thing for share in shares for thing in share] == things
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_batch_that_does_not_divide_says_the_remedy():
+    assert Ranks(1, 2).equal_share(128) == slice(64, 128)
+    with pytest.raises(ValueError, match=r"128 does not divide into 3.* 126 or 129"):
+        Ranks(0, 3).equal_share(128)
+
+
+def test_one_process_is_alone(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined() as ranks:
+        assert ranks == Ranks.here() == Ranks(0, 1) and ranks.first
+        net = nn.Linear(2, 2)
+        assert ranks.wrap(net, torch.zeros(2, 2)) is net
+        assert ranks.any(True, False) == [True, False]
+        loss = torch.tensor(0.1)
+        assert ranks.total(loss)[0] is loss
+    assert not torch.distributed.is_initialized()
+
+
+@ONLY_LINUX
+def test_each_rank_makes_its_half_of_the_same_batch(both):
+    _, seen = both
+    train_images, _ = DIGITS.split(RECIPE.validation)
+    norm = Normalisation.of(train_images.images)
+    images, labels = next(Batches(train_images, 32, norm))
+    halves = [rank["batch"] for rank in seen]
+    assert [len(labels) for _, labels in halves] == [16, 16]
+    assert torch.equal(torch.cat([half[0] for half in halves]), images)
+    assert torch.equal(torch.cat([half[1] for half in halves]), labels)
+
+
+# --- the same training ----------------------------------------------------------------
+
+
+@ONLY_LINUX
+def test_gradients_are_those_of_the_whole_batch(both):
+    _, (first, second) = both
+    assert torch.equal(first["gradient"], second["gradient"])
+    alone = first_gradient(net_without_bn())
+    torch.testing.assert_close(first["gradient"], alone, rtol=1e-4, atol=1e-6)
+
+
+@ONLY_LINUX
+def test_history_is_that_of_one_process(both, tmp_path):
+    folder, (first, second) = both
+    alone = train(net_without_bn(), tmp_path).history
+    kept = read_history(folder / "no-bn" / "history.csv")
+    for rows in (first["history"], second["history"], kept):
+        assert len(rows) == len(alone) == 6
+        for ours, theirs in zip(rows, alone, strict=True):
+            ours, theirs = ({**row, "seconds": 0} for row in (ours, theirs))
+            assert ours == pytest.approx(theirs, rel=1e-3, nan_ok=True)
+
+
+@ONLY_LINUX
+def test_weights_are_equal_on_all_ranks(both):
+    folder, (first, second) = both
+    assert (first["ranks"], second["ranks"]) == ((0, 2), (1, 2))
+    assert first["status"] == second["status"] == "finished"
+    assert torch.equal(first["weights"], second["weights"])
+    net = small_net()
+    net.load_state_dict(load_weights(folder / "alone" / "weights.pt"))
+    assert torch.equal(weights(net), first["weights"])
+
+
+# --- stopping, and errors on one rank -------------------------------------------------
+
+
+def same_run(folder, other):
+    ours, theirs = (load_weights(path / "weights.pt") for path in (folder, other))
+    histories = [read_history(path / "history.csv") for path in (folder, other)]
+    ours_rows, their_rows = ([{**r, "seconds": 0} for r in rows] for rows in histories)
+    equal = all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    return equal and str(ours_rows) == str(their_rows)  # NaN equals NaN in text
+
+
+@ONLY_LINUX
+def test_signal_or_clock_of_one_rank_stops_all_at_one_iteration(both):
+    folder, seen = both
+    for rank in seen:
+        assert rank["stopped"] == ("interrupted", 7)
+        assert rank["late"] == ("out of time", 1)
+    assert same_run(folder / "stopped", folder / "alone")  # it went on to its end
+
+
+@ONLY_LINUX
+def test_error_of_one_rank_reaches_all(both):
+    _, (first, second) = both
+    for key, words in {
+        "nan": "The loss is nan at iteration 5",
+        "other": "lr = 0.1, not 0.2",
+        "unwritable": "cannot be written",
+        "odd": "33 does not divide into 2 equal shares",
+    }.items():
+        assert words in first[key] and first[key] == second[key]
+    assert first["sum"] == second["sum"] == (torch.tensor(3.0),)
+
+
+@ONLY_LINUX
+def test_refusal_ends_the_job_with_a_sentence(both, tmp_path):
+    folder, _ = both
+    code, out, err = end(training(folder / "alone", "--seed", "1"))
+    assert code != 0 and "Finished" not in out
+    for rank in (0, 1):
+        assert f"resnet_lib.train (rank {rank}): " in err
+    assert "seed = 0, not 1. Choose another folder" in err
+
+
+# --- a killed rank --------------------------------------------------------------------
+
+
+def process_of(rank, job):
+    """The process id of one rank of a job, from what torchrun gave it."""
+    tasks = Path(f"/proc/{job.pid}/task")
+    children = " ".join(path.read_text() for path in tasks.glob("*/children")).split()
+    for child in map(int, children):
+        told = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in told:
+            return child
+    raise AssertionError(f"no rank {rank} in {children}")
+
+
+@ONLY_LINUX
+def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path):
+    folder = tmp_path / "run"
+    killed = training(folder)
+    limit = time.monotonic() + 60
+    while not (folder / "checkpoint.pt").exists() and killed.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    os.kill(process_of(1, killed), signal.SIGKILL)
+    code, out, err = end(killed)
+    assert code != 0 and "Finished" not in out
+    assert "Another process of this training ended" in err
+    assert "The same command goes on from the last checkpoint" in err
+
+    words = "begun with 2 processes, not 1.*Go on with 2 processes"
+    with pytest.raises(ValueError, match=words):
+        train(small_net(), folder)
+    code, out, err = end(training(folder))
+    assert code == 0 and "Finished" in out, err
+    assert same_run(folder, both[0] / "alone")
+
+
+@ONLY_LINUX
+def test_run_of_one_process_is_not_gone_on_with_by_two(tmp_path, monkeypatch):
+    train(small_net(), tmp_path, max_minutes=1e-9)
+    monkeypatch.setattr(Ranks, "here", lambda: Ranks(0, 2))
+    monkeypatch.setattr(Ranks, "lead", lambda ranks, action: action())
+    monkeypatch.setattr(Ranks, "wrap", lambda ranks, model, images: model)
+    with pytest.raises(ValueError, match=r"begun with 1 process, not 2.*Go on with 1"):
+        train(small_net(), tmp_path)
+
+
+if __name__ == "__main__":
+    job(Path(sys.argv[1]))
