@@ -137,7 +137,7 @@ PAPER = Recipe()
 # All 50k images, softer targets, five times the decay. With ten classes the smoothed
 # loss cannot fall below 0.50.
 SMOOTHED = Recipe(label_smoothing=0.1, weight_decay=5e-4, validation=0)
-# Our own, short: a triangular schedule for networks that need to be good soon.
+# Our own, short: the rate rises in a straight line and falls to nothing.
 QUICK = dataclasses.replace(
     SMOOTHED,
     iterations=5_000,
