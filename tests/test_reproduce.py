@@ -69,7 +69,7 @@ def start(path, places, *more):
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_a_plan_reaches_the_command_line_whole(path):
     plan = read_plan(path)
-    assert len(plan) >= 10
+    assert plan
     for run in plan:
         options = parser().parse_args(run.command(Path("folder"))[3:])
         assert recipe_from(options) == run.recipe
