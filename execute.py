@@ -60,6 +60,8 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
 
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
+    # Of the last run: its numbers would be given away a second time.
+    notebook.metadata.pop("widgets", None)
     options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
     where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, resources=where, **options).execute()
