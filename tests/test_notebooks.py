@@ -146,3 +146,21 @@ def test_outputs_are_clean_and_complete(path):
 def test_outputs_are_from_cifar10(path):
     text = json.dumps([cell["outputs"] for _, cell in code_cells(path)])
     assert "CIFAR-10 was not at hand" not in text
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=by_name)
+def test_saved_widgets_hold_together(path):
+    """Every view shows a widget, and every reference means what its name says."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    kind = "application/vnd.jupyter.widget-{}+json"
+    saved = notebook["metadata"].get("widgets", {}).get(kind.format("state"), {})
+    models = saved.get("state", {})
+    for _, cell in code_cells(path):
+        for output in cell["outputs"]:
+            if view := output.get("data", {}).get(kind.format("view")):
+                assert models[view["model_id"]]["model_name"] == "VBoxModel"
+    for model in models.values():
+        for key, name in (("layout", "LayoutModel"), ("style", "StyleModel")):
+            if reference := model["state"].get(key):
+                target = models[reference.removeprefix("IPY_MODEL_")]
+                assert target["model_name"].endswith(name)
