@@ -15,6 +15,7 @@ import torch
 
 from resnet_lib import plots
 from resnet_lib.data import Normalisation, load_data
+from resnet_lib.probes import swappable
 from resnet_lib.runs import load_run
 from resnet_lib.widgets import ActivationInspector, BlockXray, LesionLab, TimeMachine
 
@@ -72,6 +73,9 @@ def main() -> None:
     measure(
         "lesion, scaling the last block", lambda v: setattr(lab, "scale", v), scales
     )
+    lab.off = []
+    pairs = swappable(nets["residual"])
+    measure("lesion, two blocks exchanged", lambda v: setattr(lab, "swap", v), pairs)
 
 
 def _only(lab: LesionLab, block: str) -> None:

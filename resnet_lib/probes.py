@@ -401,7 +401,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                 setattr(parent, conv, fuse_conv_bn_eval(first, second))
                 setattr(parent, bn, nn.Identity())
-    return model.to(memory_format=torch.channels_last)
+    return model
 
 
 class LesionedNet:
@@ -414,7 +414,8 @@ class LesionedNet:
     """
 
     def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 100) -> None:
-        self.model = model = fold_batch_norm(model)
+        model = fold_batch_norm(model).to(memory_format=torch.channels_last)
+        self.model = model
         self.batch_size = batch_size  # small: it stays in the processor's cache
         self.names = block_names(model)
         images = images.contiguous(memory_format=torch.channels_last)

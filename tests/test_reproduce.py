@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def start(path, places, *more):
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_a_plan_reaches_the_command_line_whole(path):
     plan = read_plan(path)
-    assert plan
+    assert len(plan) == len(tomllib.loads(path.read_text())["runs"]) > 0
     for run in plan:
         options = parser().parse_args(run.command(Path("folder"))[3:])
         assert recipe_from(options) == run.recipe
