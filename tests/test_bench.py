@@ -49,8 +49,9 @@ def test_table_is_markdown():
 def test_figure_has_a_panel_for_training_and_one_for_evaluation():
     results = summary(ROUNDS)
     results["resnet20, evaluation"] = results[ROW]
-    plots.use_style()
-    figure = plots.throughput_bars(results)
+    with plt.rc_context():  # the style is not for the tests after this one
+        plots.use_style()
+        figure = plots.throughput_bars(results)
     titles = [ax.get_title("left") for ax in figure.axes]
     assert [title.split(":")[0] for title in titles] == [ROW, "resnet20, evaluation"]
     assert [len(ax.patches) for ax in figure.axes] == [3, 3]
