@@ -47,13 +47,14 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """resnet18-paper-32k; other shortcuts, data and seeds show in it too."""
+        """resnet18-paper-32k; what else differs from the recipe's own shows in it."""
         iterations = self.recipe.iterations
         parts = [
             get_model(self.model, self.shortcut).name,
             self.base,
             f"{iterations // 1000}k" if iterations % 1000 == 0 else str(iterations),
             self.data if self.data != "cifar10" else "",
+            "warmup" if self.recipe.warmup_lr else "",
             f"seed{self.recipe.seed}" if self.recipe.seed else "",
         ]
         return "-".join(filter(None, parts))

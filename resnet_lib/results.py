@@ -51,6 +51,7 @@ def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
             run.about["data"] == "cifar10"
             and recipe["weight_decay"] == PAPER.weight_decay
             and recipe["label_smoothing"] == PAPER.label_smoothing
+            and not run.extra_warmup
         ):
             groups[run.layers, run.about["model"], recipe["iterations"]].append(run)
     rows = []

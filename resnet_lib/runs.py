@@ -201,6 +201,11 @@ class Run:
         return int(re.search(r"\d+", self.about["model"])[0])
 
     @property
+    def extra_warmup(self) -> bool:
+        """Whether it warms up where the paper does not: below 110 layers (§4.2)."""
+        return self.recipe["warmup_lr"] is not None and self.layers < 110
+
+    @property
     def snapshots(self) -> list[int]:
         """The iterations whose weights were kept along the way."""
         paths = (self.folder / "snapshots").glob("iteration-*.pt")
@@ -257,7 +262,8 @@ def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
     for run in runs.values():
         same = {k: v for k, v in run.recipe.items() if k not in own}
         # 18 layers are of another family, and a "-" stands for another shortcut.
-        if run.layers % 6 == 2 and "-" not in run.about["model"]:
+        family = run.layers % 6 == 2 and "-" not in run.about["model"]
+        if family and not run.extra_warmup:
             groups[json.dumps([run.about["data"], same])].append(run)
     studies = []
     for group in groups.values():

@@ -114,9 +114,10 @@ def test_a_plan_that_cannot_be_carried_out(tmp_path, text, words):
     assert "plan.toml" in str(caught.value)
 
 
-def test_other_seeds_and_shortcuts_have_other_names(tmp_path):
+def test_what_differs_shows_in_the_name(tmp_path):
     path = tmp_path / "plan.toml"
     entries = ("", ", seed = 1", ', shortcut = "B"', ', data = "digits"')
+    entries += (", warmup_lr = 0.01",)
     runs = ", ".join(f'{{model = "resnet20"{entry}}}' for entry in entries)
     path.write_text(f"runs = [{runs}]")
     assert [run.name for run in read_plan(path)] == [
@@ -124,6 +125,7 @@ def test_other_seeds_and_shortcuts_have_other_names(tmp_path):
         "resnet20-paper-64k-seed1",
         "resnet20-B-paper-64k",
         "resnet20-paper-64k-digits",
+        "resnet20-paper-64k-warmup",
     ]
 
 

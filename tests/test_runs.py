@@ -20,6 +20,7 @@ from resnet_lib.runs import (
 )
 
 RUNS = recorded_runs()
+WARMED = dataclasses.replace(PAPER, warmup_lr=0.01)
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -63,6 +64,8 @@ def record(tmp_path):
         recipe = dataclasses.replace(recipe.scaled(iterations), seed=seed)
         about = {"model": model, "data": data, "recipe": dataclasses.asdict(recipe)}
         folder = tmp_path / f"{model}-{iterations}-{seed}-{recipe.label_smoothing}"
+        if recipe.warmup_lr:
+            folder = folder.with_name(f"{folder.name}-warmup")
         folder.mkdir()
         (folder / "recipe.json").write_text(json.dumps(about))
         rows = []
@@ -98,11 +101,16 @@ def test_the_longest_study_has_both_nets_at_two_depths(record, tmp_path):
     record("resnet56", 0.2, iterations=2_000, recipe=SMOOTHED)
     record("plain56", 0.2, iterations=2_000, recipe=SMOOTHED)
     record("resnet18", 0.2, iterations=2_000)
+    for model in ("plain56", "resnet56"):
+        record(model, 0.2, iterations=2_000, recipe=WARMED)
     assert list(longest_study(recorded_runs(tmp_path))) == study
-    record("plain110", 0.2, iterations=2_000)
+    record("plain110", 0.2, iterations=2_000, recipe=WARMED)  # as the paper does
     names = list(longest_study(recorded_runs(tmp_path)))
     assert names == [
-        f"{net}{n}-2000-0-0.0" for n in (20, 110) for net in ("plain", "resnet")
+        "plain20-2000-0-0.0",
+        "resnet20-2000-0-0.0",
+        "plain110-2000-0-0.0-warmup",
+        "resnet110-2000-0-0.0",
     ]
 
 
@@ -124,6 +132,7 @@ def test_beside_the_paper(record, tmp_path):
     record("resnet20", 0.12, iterations=1_000)
     record("plain20", 0.11)
     record("resnet20", 0.01, recipe=SMOOTHED)
+    record("resnet20", 0.01, recipe=WARMED)
     record("resnet20", 0.01, seed=2, data="digits")
     table = beside_the_paper(recorded_runs(tmp_path)).set_index(
         ["network", "iterations"]
