@@ -47,7 +47,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """resnet18-paper-32k; what else differs from the recipe's own shows in it."""
+        """resnet18-paper-32k; shortcuts, other data, warm-ups and seeds show too."""
         iterations = self.recipe.iterations
         parts = [
             get_model(self.model, self.shortcut).name,
