@@ -66,7 +66,7 @@ IDENTITIES = {
     "zero whatever v is": lambda w: two_halves(w, 1, 1, 1, -1),
     "the output is 2v": lambda w: two_halves(w, 1, -1, 2, -2),
     "their order is not": permuted,
-    "Start from width 1": fitted,
+    "for v = (": fitted,
 }
 
 
