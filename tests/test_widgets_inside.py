@@ -44,7 +44,7 @@ def make(kind):
     if kind is LesionLab:
         return LesionLab(PAIR, DATA, NORM, [3, 5], count=20)
     if kind is TimeMachine:
-        return TimeMachine(load_run("resnet18-paper-32k"), DATA, NORM, [3, 5])
+        return TimeMachine(load_run("resnet18-paper-64k"), DATA, NORM, [3, 5])
     return GradientExplorer(
         lambda depth, kind, bn: [2.0 + bn] * depth if kind == "plain" else [1] * depth,
         [2, 8, 32],
@@ -257,17 +257,17 @@ def test_lesion_lab():
 
 def test_time_machine():
     widget = make(TimeMachine)
-    assert widget.iteration == widget.shown == 32_000
+    assert widget.iteration == widget.shown == 64_000
     before = seen(widget)
-    widget.slider.value = 2_100
-    assert widget.shown == 2_000 and seen(widget) != before
-    assert "iteration 2,100" in widget.words.value
+    widget.slider.value = 4_100
+    assert widget.shown == 4_000 and seen(widget) != before
+    assert "iteration 4,100" in widget.words.value
     widget.iteration = 0
     assert widget.shown == 0 and widget.prediction.shape == (10,)
-    widget.iteration = 260  # snaps to the history
-    assert widget.iteration == 250 and widget.shown == 250
-    with pytest.raises(ValueError, match="not 64000"):
-        widget.iteration = 64_000
+    widget.iteration = 520  # snaps to what is there
+    assert widget.iteration == 500 and widget.shown == 500
+    with pytest.raises(ValueError, match="not 128000"):
+        widget.iteration = 128_000
 
 
 def test_gradient_explorer():
