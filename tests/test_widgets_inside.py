@@ -264,10 +264,16 @@ def test_time_machine():
     assert "iteration 4,100" in widget.words.value
     widget.iteration = 0
     assert widget.shown == 0 and widget.prediction.shape == (10,)
-    widget.iteration = 520  # snaps to what is there
+    widget.iteration = 520  # snaps to the history
     assert widget.iteration == 500 and widget.shown == 500
     with pytest.raises(ValueError, match="not 128000"):
         widget.iteration = 128_000
+
+
+def test_time_machine_stops_at_weights_kept_between_rows_of_the_history():
+    widget = TimeMachine(load_run("plain56-paper-1k"), DATA, NORM, [3, 5])
+    widget.iteration = 70
+    assert widget.iteration == widget.shown == 62
 
 
 def test_gradient_explorer():

@@ -1,12 +1,10 @@
-"""What a check is made of: a judge, its hints, and one printed sentence."""
+"""What the checks share: a judge, its hints, one printed sentence."""
 
 import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
-
-__all__ = ["Hint", "check", "shake"]
 
 
 class Hint(Exception):

@@ -9,12 +9,6 @@ from torch import Tensor, nn
 
 from resnet_lib.checks.base import Hint, check
 
-__all__ = [
-    "check_deepened",
-    "check_identity_weights",
-    "check_stack_jacobian",
-]
-
 
 @check
 def check_identity_weights(make: Callable[[int], tuple[Tensor, Tensor]]) -> str:

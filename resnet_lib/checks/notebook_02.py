@@ -11,12 +11,6 @@ from torch import Tensor, nn
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity
 from resnet_lib.checks.base import Hint, check
 
-__all__ = [
-    "check_basic_block",
-    "check_bottleneck",
-    "check_shortcut_a",
-]
-
 
 @check
 def check_basic_block(block_class: type[nn.Module]) -> str:

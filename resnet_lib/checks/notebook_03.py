@@ -9,12 +9,6 @@ from torch import nn
 
 from resnet_lib.checks.base import Hint, check
 
-__all__ = [
-    "check_parameter_count",
-    "check_receptive_field",
-    "check_stage",
-]
-
 
 @check
 def check_parameter_count(parameter_count: Callable[[int], int]) -> str:

@@ -9,12 +9,6 @@ from torch import Tensor
 
 from resnet_lib.checks.base import Hint, check
 
-__all__ = [
-    "check_crop_and_flip",
-    "check_ramped_rate",
-    "check_smoothed_loss",
-]
-
 
 @check
 def check_crop_and_flip(crop_and_flip: Callable) -> str:

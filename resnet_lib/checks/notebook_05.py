@@ -8,12 +8,6 @@ from torch import Tensor, nn
 
 from resnet_lib.checks.base import Hint, check
 
-__all__ = [
-    "check_diagnosis",
-    "check_seed_summary",
-    "check_transparent",
-]
-
 
 @check
 def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:

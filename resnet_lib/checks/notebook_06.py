@@ -12,12 +12,6 @@ from torch import Tensor, nn
 from resnet_lib.basic_block import BasicBlock
 from resnet_lib.checks.base import Hint, check, shake
 
-__all__ = [
-    "check_activation",
-    "check_branch_ratio",
-    "check_path_lengths",
-]
-
 
 @check
 def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> str:

@@ -15,15 +15,6 @@ from resnet_lib.data import Dataset, Images, Normalisation
 from resnet_lib.resnet import ResNet
 from resnet_lib.training import Recipe, learning_rate_at
 
-__all__ = [
-    "check_repaired_loss",
-    "check_repaired_net",
-    "check_repaired_normalisation",
-    "check_repaired_rates",
-    "check_repaired_report",
-    "check_repaired_stem",
-]
-
 
 @check
 def check_repaired_net(build: Callable[..., nn.Module]) -> str:

@@ -10,11 +10,6 @@ from torch import Tensor
 from resnet_lib.checks.base import Hint, check
 from resnet_lib.training import Recipe
 
-__all__ = [
-    "check_average",
-    "check_scaled_recipe",
-]
-
 
 @check
 def check_average(average: Callable[[list[Tensor], list[int]], Tensor]) -> str:
