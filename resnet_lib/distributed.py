@@ -73,9 +73,9 @@ class Ranks:
 
         `images` (N, 3, H, W), two or more, are for a trial pass that changes nothing.
 
-        Running statistics of BN stay each rank's own, as in the paper's set-up of two
-        GPUs. They play no part in training; `share_buffers` deals rank 0's out before
-        an evaluation, and once is cheaper than before every update.
+        Running statistics of BN stay each rank's own; the paper, on two GPUs, says
+        nothing of exchanging them. They play no part in training; `share_buffers` deals
+        rank 0's out before an evaluation, and once is cheaper than at every update.
         """
         if self.size == 1:
             return model

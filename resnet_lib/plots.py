@@ -128,7 +128,8 @@ def plain_vs_residual(
             errorbar=("pi", 100),
             ax=ax,
         )
-        ax.set_title(f"{net} nets")
+        ax.set(title=f"{net} nets", ylim=(0, 100))
+        sns.move_legend(ax, "upper right", ncols=2)
     return axes
 
 

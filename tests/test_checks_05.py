@@ -38,6 +38,13 @@ def at_least(shallow, deep):
     return diagnosis(shallow, deep)
 
 
+def wider(shallow, deep):
+    gaps = [errors["test"] - errors["train"] for errors in (shallow, deep)]
+    if deep["train"] < shallow["train"] and gaps[1] > 2 * gaps[0]:
+        return "overfitting"
+    return diagnosis(shallow, deep)
+
+
 DIAGNOSES = {
     "return one of": lambda s, d: deep_is_worse(s, d),
     "by heart": lambda s, d: diagnosis(s, d, worse="test"),
@@ -50,6 +57,8 @@ DIAGNOSES = {
     "whatever the test error does": both,
     "not the test error with": mostly,
     "two equal nets": at_least,
+    "gap is wider": wider,
+    "another one built in": lambda s, d: diagnosis({"train": 9.0, "test": 12.0}, d),
 }
 
 

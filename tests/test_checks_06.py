@@ -48,7 +48,15 @@ def other_mode(model, layer, images):
     return found
 
 
+def children_only(model, layer, images):
+    for child in model:
+        images = child(images).detach()
+        if child is layer:
+            return images
+
+
 ACTIVATIONS = {
+    "inside a block": children_only,
     "not a list": lambda *a: [activation(*a)],
     "carries a gradient": lambda *a: activation(*a, detach=False),
     "what the model returns": lambda m, la, x: m(x).detach(),

@@ -145,7 +145,14 @@ def half_way(recipe, warmup):
     return found
 
 
+def told_by_the_rate(recipe, warmup):
+    found = rates(recipe, warmup)
+    over = [i >= warmup and r == recipe.warmup_lr for i, r in enumerate(found)]
+    return [recipe.lr if wrong else r for r, wrong in zip(found, over, strict=True)]
+
+
 RATES = {
+    "number of the update": told_by_the_rate,
     "who writes the full rate back": stuck,
     "the warm-up is gone": lambda r, w: rates(r, w, longer=-w),
     "wipes out": overwritten,

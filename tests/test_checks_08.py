@@ -53,7 +53,8 @@ RECIPES = {
     "they move along": lambda r, k: scale(r, k, milestones=r.milestones),
     "`momentum` has changed": lambda r, k: scale(r, k, momentum=0.8),
     "`weight_decay` has": lambda r, k: scale(r, k, weight_decay=k * r.weight_decay),
-    "wrong for k = 2": lambda r, k: scale(r, 4),
+    "to a fraction": lambda r, k: scale(r, k, iterations=r.iterations / k),
+    "k = 3": lambda r, k: scale(r, 4),
 }
 
 

@@ -96,7 +96,7 @@ def test_a_wrong_file_is_a_sentence(content, words):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=words):
             read_picture(content)
-    picker = ImagePicker(DATA)
+    picker = ImagePicker(DATA, NORM)
     picker.show(content, "<b>.gif")
     assert words in picker.words.value and "&lt;b&gt;.gif" in picker.words.value
     assert picker.source == "all test images"
@@ -111,7 +111,7 @@ def test_uploads_of_ipywidgets_7_and_8():
 
 
 def test_an_upload_becomes_the_picture():
-    picker = ImagePicker(DATA)
+    picker = ImagePicker(DATA, NORM)
     picks = picker.value
     picker.show(file(), "cat.png")
     assert picker.source == OWN and picker.value > picks
@@ -121,7 +121,7 @@ def test_an_upload_becomes_the_picture():
 
 
 def test_the_picker_walks_through_classes_and_mistakes():
-    picker = ImagePicker(DATA, mistakes=[7, 2])
+    picker = ImagePicker(DATA, NORM, mistakes=[7, 2])
     picker.source = "c"
     assert (picker.index, picker.label, picker.slider.max) == (2, 2, 2)
     picker.position = 2

@@ -50,6 +50,13 @@ def check_crop_and_flip(crop_and_flip: Callable) -> str:
             crop_and_flip(image, top, left, flip), right(top, left, flip)
         ):
             raise Hint(f"the crop from row {top}, column {left}, flip {flip} is wrong.")
+    wide = image[:, :8, :12]
+    if not torch.equal(
+        crop_and_flip(wide, 2, 7, False), F.pad(wide, (4, 4, 4, 4))[:, 2:10, 7:19]
+    ):
+        raise Hint(
+            "an image of 8×12 pixels comes out wrong: read H and W off its shape."
+        )
     return "Right: the padded image, cut and mirrored, for every position."
 
 
@@ -83,6 +90,10 @@ def check_smoothed_loss(smoothed_loss: Callable) -> str:
         raise Hint("ε is spread over the wrong classes only; all K share it here.")
     if not close(ours, right):
         raise Hint("the value is off: is it log-softmax, and does the target sum to 1?")
+    few, theirs = logits[:, :4], labels % 4
+    right = F.cross_entropy(few, theirs, label_smoothing=0.3)
+    if not close(smoothed_loss(few, theirs, 0.3), right):
+        raise Hint("with 4 classes and ε = 0.3 it is off: are 10 or 0.1 built in?")
     large = smoothed_loss(1e4 * logits, labels, 0.1)
     if not torch.isfinite(torch.as_tensor(large)):
         raise Hint("large logits overflow: use log_softmax, not the log of softmax.")
@@ -117,4 +128,11 @@ def check_ramped_rate(ramped_rate: Callable) -> str:
         raise Hint("the first drop should come exactly at the first milestone.")
     if off(rate(2_500), 0.001):
         raise Hint("after two milestones the rate should be lr / 100.")
+    if off(rate(1_999), 0.01) or off(rate(2_000), 0.001):
+        raise Hint("the second drop should come exactly at the second milestone.")
+    three = (20, 30, 40)
+    if off(ramped_rate(4, 0.4, 10, three), 0.2) or off(
+        ramped_rate(45, 0.4, 10, three), 4e-4
+    ):
+        raise Hint("another lr, ramp or number of milestones comes out wrong.")
     return "Right: a ramp to lr, then the paper's drops."

@@ -12,22 +12,26 @@ from resnet_lib.checks.base import Hint, check
 @check
 def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
     """Judge `diagnose(shallow, deep)`, dicts of the training and test error (%)."""
-    shallow = {"train": 9.0, "test": 12.0}
+    first = {"train": 9.0, "test": 12.0}
     names = ("degradation", "overfitting", "neither")
     cases = (
-        ({"train": 2.0, "test": 14.0}, 1, "lower on the training images, higher on the "
-         "test images: that net has learned its training images by heart."),
-        ({"train": 14.0, "test": 16.0}, 0, "higher on the training images too: it is "
-         "not learning by heart, it is not learning."),
-        ({"train": 4.0, "test": 9.0}, 2, "both errors are lower: the deeper net is "
-         "simply better."),
-        ({"train": 13.0, "test": 11.5}, 0, "a higher training error is degradation, "
-         "whatever the test error does."),
-        ({"train": 10.0, "test": 11.0}, 0, "compare the deep net with the shallow one, "
-         "not the test error with the training error."),
-        (shallow, 2, "for two equal nets nothing has got worse."),
+        (first, {"train": 2.0, "test": 14.0}, 1, "lower on the training images, higher "
+         "on the test images: that net has learned its training images by heart."),
+        (first, {"train": 14.0, "test": 16.0}, 0, "higher on the training images too: "
+         "it is not learning by heart, it is not learning."),
+        (first, {"train": 4.0, "test": 9.0}, 2, "both errors are lower: the deeper net "
+         "is simply better."),
+        (first, {"train": 13.0, "test": 11.5}, 0, "a higher training error is "
+         "degradation, whatever the test error does."),
+        (first, {"train": 10.0, "test": 11.0}, 0, "compare the deep net with the "
+         "shallow one, not the test error with the training error."),
+        (first, first, 2, "for two equal nets nothing has got worse."),
+        (first, {"train": 2.0, "test": 11.0}, 2, "the gap is wider, but the test error "
+         "is lower: nothing has got worse."),
+        ({"train": 20.0, "test": 22.0}, {"train": 12.0, "test": 18.0}, 2, "both errors "
+         "are lower than those of this shallow net: is another one built in?"),
     )  # fmt: skip
-    for deep, right, hint in cases:
+    for shallow, deep, right, hint in cases:
         answer = diagnose(dict(shallow), dict(deep))
         if answer not in names:
             raise Hint(f"return one of {', '.join(names)}, not {answer!r}.")

@@ -28,6 +28,16 @@ def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> 
             raise Hint("the hook is still there: call `remove()` on its handle.")
         if model.training != mode:
             raise Hint("the model is in another mode than before: leave it as it is.")
+    inner = nn.Conv2d(4, 4, 1)
+    nested = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), inner), nn.ReLU()).eval()
+    with torch.no_grad():
+        right = nested[0](images)
+    found = take(nested, inner, images)
+    if not isinstance(found, Tensor) or not torch.allclose(found, right, atol=1e-5):
+        raise Hint(
+            "right for a layer of the model itself, wrong for one inside a block, as "
+            "`model.layer1[0].conv1` is: let a hook find it."
+        )
     with contextlib.suppress(Exception):
         take(model, model[0], images[:, :2])  # two channels: the forward pass fails
     if any(module._forward_hooks for module in model.modules()):

@@ -125,6 +125,16 @@ def check_scaled_recipe(scale: Callable[[Recipe, int], Recipe]) -> str:
     for field in dataclasses.fields(Recipe):
         if getattr(same, field.name) != getattr(recipe, field.name):
             raise Hint(f"`{field.name}` has changed as well: the rule leaves it alone.")
-    if scale(recipe, 2).batch_size != 256 or not math.isclose(scale(recipe, 2).lr, 0.2):
-        raise Hint("right for k = 4, wrong for k = 2: use `k`.")
+    if not isinstance(found.iterations, int):
+        raise Hint(
+            f"there are {found.iterations} updates, and nobody counts to a fraction: "
+            "divide with `//`."
+        )
+    other = Recipe(iterations=900, milestones=(450, 600), lr=0.05, batch_size=32)
+    right = dataclasses.replace(other.scaled(300), batch_size=96, lr=0.05 * 3)
+    if scale(other, 3) != right:
+        raise Hint(
+            "right for this recipe and k = 4, wrong for a recipe of 900 updates and "
+            "k = 3: take every number from `recipe` and `k`."
+        )
     return "Larger steps, fewer of them, and as many images in all."

@@ -39,8 +39,7 @@ class ActivationInspector(Explorer):
         layer: str | None = None,
     ) -> None:
         self.models = as_pair(models)
-        self.normalisation = normalisation
-        self.picker = ImagePicker(data, mistakes)
+        self.picker = ImagePicker(data, normalisation, mistakes)
         layers = _layers(next(iter(self.models.values())))
         self.slider = widgets.SelectionSlider(
             options=layers,
@@ -92,10 +91,9 @@ class ActivationInspector(Explorer):
         return self.once("maps", (self.picker.value, self.layer), self._measure)
 
     def _measure(self) -> dict[str, tuple[Tensor, Tensor]]:
-        image = self.normalisation(self.picker.image[None])
-        found = {}
+        found, x = {}, self.picker.x
         for title, model in self.models.items():
-            maps = activations(model, image, self.layer)[self.layer][0]  # (C, H, W)
+            maps = activations(model, x, self.layer)[self.layer][0]  # (C, H, W)
             order = maps.abs().mean((1, 2)).argsort(descending=True, stable=True)
             found[title] = (maps[order], order)
         return found
@@ -116,11 +114,11 @@ class ActivationInspector(Explorer):
             tiles = figure.add_subplot(upper[0, 2 * column])
             plots.feature_maps(maps[:SHOWN], tiles, chosen=rank)
             tiles.set_title(
-                f"{title}: {min(SHOWN, len(maps))} of {len(maps)} channels", fontsize=10
+                f"{title}, {min(SHOWN, len(maps))} of {len(maps)}", fontsize=10
             )
             heat = figure.add_subplot(upper[0, 2 * column + 1])
             plots.heat_over_image(self.picker.image, maps[rank], heat)
-            heat.set_title(f"channel {int(order[rank])}", fontsize=10)
+            heat.set_title(f"no. {int(order[rank])}", fontsize=10)
             bars = figure.add_subplot(lower[0, column])
             means = maps.mean((1, 2)).tolist()
             colour = colour_of(title)

@@ -13,7 +13,7 @@ import traitlets
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from resnet_lib.data import Dataset
+from resnet_lib.data import Dataset, Normalisation
 
 __all__ = ["ImagePicker"]
 
@@ -67,14 +67,19 @@ class ImagePicker(widgets.HBox):
     `source` says which images the slider walks through: "all test images", those of one
     class, "confident mistakes" if their indices are given, or "your own picture".
     `position` counts among them. Both can be read and set. `image` is uint8
-    (3, 32, 32), `label` its class or None, `caption` says what it is. `value` counts
-    the picks: observe it to follow them.
+    (3, 32, 32), `x` the same as a network takes it, `label` its class or None,
+    `caption` says what it is. `value` counts the picks: observe it to follow them.
     """
 
     value = traitlets.Int(0)
 
-    def __init__(self, data: Dataset, mistakes: Sequence[int] = ()) -> None:
-        self.data = data
+    def __init__(
+        self,
+        data: Dataset,
+        normalisation: Normalisation,
+        mistakes: Sequence[int] = (),
+    ) -> None:
+        self.data, self.normalisation = data, normalisation
         labels = data.test.labels
         self.indices: dict[str, Sequence[int]] = {"all test images": range(len(labels))}
         for number, name in enumerate(data.classes):
@@ -154,6 +159,11 @@ class ImagePicker(widgets.HBox):
         if self.own:
             return self.own[1]
         return torch.full_like(self.data.test.images[0], 128)
+
+    @property
+    def x(self) -> Tensor:
+        """The image as the networks take it, (1, 3, 32, 32)."""
+        return self.normalisation(self.image[None])
 
     @property
     def label(self) -> int | None:

@@ -45,12 +45,11 @@ class LesionLab(Explorer):
         off: Iterable[str] = (),
     ) -> None:
         self.models = as_pair(models)
-        self.data, self.normalisation = data, normalisation
         self.judged: Images = data.test[:count]
         x = normalisation(self.judged.images)  # (N, 3, 32, 32)
         self.nets = {title: LesionedNet(net, x) for title, net in self.models.items()}
         self.judgements: dict[tuple, dict[str, float]] = {}
-        self.picker = ImagePicker(data, mistakes)
+        self.picker = ImagePicker(data, normalisation, mistakes)
         first = next(iter(self.models.values()))
         self.boxes = {
             name: widgets.Checkbox(
@@ -166,7 +165,7 @@ class LesionLab(Explorer):
 
     def _probabilities(self) -> dict[str, Tensor]:
         return {
-            title: probabilities(model, self.picker.image, self.normalisation)
+            title: probabilities(model, self.picker.x)
             for title, model in self.models.items()
         }
 
@@ -194,7 +193,12 @@ class LesionLab(Explorer):
         for column, (title, (whole, hurt)) in enumerate(self.predictions.items()):
             ax = figure.add_subplot(grid[:, column])
             plots.class_bars(
-                hurt, self.data.classes, self.picker.label, whole, colour_of(title), ax
+                hurt,
+                self.picker.data.classes,
+                self.picker.label,
+                whole,
+                colour_of(title),
+                ax,
             )
             ax.set_title(f"{title}: the image", fontsize=11)
         self._draw_accuracies(figure.add_subplot(grid[0, -1]))
@@ -246,8 +250,8 @@ class LesionLab(Explorer):
             rows.append(
                 (
                     title,
-                    verdict(whole, self.data.classes),
-                    verdict(hurt, self.data.classes),
+                    verdict(whole, self.picker.data.classes),
+                    verdict(hurt, self.picker.data.classes),
                     f"{100 * self.intact_accuracies[title]:.1f}%",
                     f"{100 * self.accuracies[title]:.1f}%",
                 )

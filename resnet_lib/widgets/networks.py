@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from resnet_lib.data import Normalisation
 from resnet_lib.plots import PLAIN, RESIDUAL
 from resnet_lib.probes import block_names
 
@@ -37,11 +36,9 @@ def colour_of(title: str) -> str:
 
 
 @torch.no_grad()
-def probabilities(
-    model: nn.Module, image: Tensor, normalisation: Normalisation
-) -> Tensor:
-    """A network's probabilities (classes,) for one uint8 image (3, H, W)."""
-    return model(normalisation(image[None]))[0].softmax(0)
+def probabilities(model: nn.Module, x: Tensor) -> Tensor:
+    """A network's probabilities (classes,) for one image (1, 3, H, W)."""
+    return model(x)[0].softmax(0)
 
 
 def verdict(found: Tensor, classes: Sequence[str]) -> str:

@@ -35,10 +35,10 @@ class TimeMachine(Explorer):
         mistakes: Sequence[int] = (),
         iteration: int | None = None,
     ) -> None:
-        self.run, self.data, self.normalisation = run, data, normalisation
+        self.run = run
         self.kept = sorted({*run.snapshots, run.recipe["iterations"]})
         self.networks: dict[int, ResNet] = {}
-        self.picker = ImagePicker(data, mistakes)
+        self.picker = ImagePicker(data, normalisation, mistakes)
         stops = sorted({0, *self.kept, *run.history["iteration"].tolist()})
         self.slider = widgets.SelectionSlider(
             options=stops,
@@ -87,7 +87,7 @@ class TimeMachine(Explorer):
         return self.once(
             "prediction",
             (self.picker.value, self.shown),
-            lambda: probabilities(self.network, self.picker.image, self.normalisation),
+            lambda: probabilities(self.network, self.picker.x),
         )
 
     def figure(self) -> Figure:
@@ -128,7 +128,7 @@ class TimeMachine(Explorer):
         bars = figure.add_subplot(lower[0, 1])
         colour = colour_of(self.run.name)
         found, label = self.prediction, self.picker.label
-        plots.class_bars(found, self.data.classes, label, colour=colour, ax=bars)
+        plots.class_bars(found, self.picker.data.classes, label, colour=colour, ax=bars)
         bars.tick_params(axis="y", labelsize=8)
         bars.set_title(f"the image at {self.shown:,}", fontsize=11)
         return figure
@@ -144,7 +144,7 @@ class TimeMachine(Explorer):
         found = self.prediction
         answer = "no weights yet"
         if found is not None:
-            answer = f"at {self.shown:,} {verdict(found, self.data.classes)}"
+            answer = f"at {self.shown:,} {verdict(found, self.picker.data.classes)}"
         return f"{self.run.name}, iteration {self.iteration:,}; {answer}"
 
     def notes(self) -> str:
@@ -162,6 +162,6 @@ class TimeMachine(Explorer):
                 value = now[column] * (100 if unit else 1)
                 words.append(f"{name} {value:.3g}{unit}")
         if self.prediction is not None:
-            answer = verdict(self.prediction, self.data.classes)
+            answer = verdict(self.prediction, self.picker.data.classes)
             words.append(f"with the weights of {self.shown:,} the image is: {answer}")
         return "; ".join(words) + "."

@@ -37,10 +37,9 @@ class BlockXray(Explorer):
         mistakes: Sequence[int] = (),
         block: str | None = None,
     ) -> None:
-        self.model, self.normalisation = model.eval(), normalisation
-        self.picker = ImagePicker(data, mistakes)
-        image = normalisation(self.picker.image[None])
-        names = [*block_parts(model, image)]
+        self.model = model.eval()
+        self.picker = ImagePicker(data, normalisation, mistakes)
+        names = [*block_parts(model, self.picker.x)]
         if not names:
             raise ValueError(
                 f"This network's blocks {block_names(model)} have no F(x): give a "
@@ -71,9 +70,10 @@ class BlockXray(Explorer):
     @property
     def all_parts(self) -> dict[str, BlockParts]:
         """x and F(x) of every block for the image, each (1, C, H, W)."""
-        image = self.normalisation(self.picker.image[None])
         return self.once(
-            "parts", self.picker.value, lambda: block_parts(self.model, image)
+            "parts",
+            self.picker.value,
+            lambda: block_parts(self.model, self.picker.x),
         )
 
     @property
@@ -100,7 +100,7 @@ class BlockXray(Explorer):
             5,
             height_ratios=(1.45, 1),
             width_ratios=(1, 1, 1, 1, 1.15),
-            left=0.02,
+            left=0.05,
             right=0.98,
             top=0.91,
             bottom=0.13,
@@ -122,6 +122,8 @@ class BlockXray(Explorer):
             heights = np.log1p(np.histogram(values, bins)[0] / len(values) * 100)
             counts.stairs(heights, bins, fill=True, color=colours[column])
             counts.set(ylim=(0, np.log1p(105)), yticks=[])
+            if column == 0:
+                counts.set_yticks(np.log1p([1, 10, 100]), ["1%", "10%", "100%"])
             counts.tick_params(labelsize=8)
             counts.locator_params(axis="x", nbins=3)
         figure.text(0.4, 0.02, "activation", ha="center", fontsize=9)
@@ -133,7 +135,15 @@ class BlockXray(Explorer):
         ratios.barh(here, heights[here], color=plots.RESIDUAL)
         for place, name in enumerate(everything):
             if len(places) < 12 or place == here:
-                ratios.text(0.02 * max(heights), place, name, va="center", fontsize=9)
+                on_dark = place == here and heights[here] > max(heights) / 2
+                ratios.text(
+                    0.02 * max(heights),
+                    place,
+                    name,
+                    va="center",
+                    fontsize=9,
+                    color="white" if on_dark else "black",
+                )
         ratios.set(yticks=[], ylim=(len(places) - 0.5, -0.5))
         ratios.tick_params(labelsize=8)
         ratios.set_title("‖F(x)‖ / ‖x‖", fontsize=11, loc="center")
