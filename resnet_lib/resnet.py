@@ -58,9 +58,10 @@ def init_weights(module: nn.Module) -> None:
     """Draw one layer's weights as the paper does (§3.4 and its reference [13]).
 
     [13] Eq. (10): std = √(2 / fan_in), so that a signal keeps its mean square on the
-    way forward through ReLU and convolution. The linear layer, with no ReLU behind it,
-    takes √(1 / fan_in). BN starts at γ = 1, β = 0. `model.apply(init_weights)` draws
-    every layer of a network anew. Built in notebook 03.
+    way forward through ReLU and convolution. The linear layer
+    takes √(1 / fan_in): its input is an average, no fresh ReLU output, and the paper is
+    silent on it. BN starts at γ = 1, β = 0. `model.apply(init_weights)` draws every
+    layer of a network anew. Built in notebook 03.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

@@ -216,7 +216,25 @@ class OtherNames(nn.Module):
         return self.layers(x)
 
 
+def projects_only(where):
+    """The right layers, with a projection only `where(in, out, stride)` says so."""
+
+    def change(self, before, after, stride):
+        if not where(before, after, stride):
+            self.shortcut = nn.Sequential()
+
+    return change
+
+
 WRONG_BLOCKS = {
+    "projects only for a stride": (
+        with_layers(projects_only(lambda before, after, stride: stride != 1)),
+        "in Wrong(4, 8, 1) the shape changes",
+    ),
+    "projects only for channels": (
+        with_layers(projects_only(lambda before, after, stride: before != after)),
+        "in Wrong(4, 4, 2) the shape changes",
+    ),
     "no inner ReLU": (
         with_forward(
             lambda self, x: F.relu(
@@ -432,6 +450,12 @@ def test_wrong_blocks_are_caught(says, mistake):
 
 
 WRONG_BOTTLENECKS = {
+    "projects only for a stride": (
+        with_layers(
+            projects_only(lambda before, middle, stride: stride != 1), Bottleneck
+        ),
+        "in Wrong(8, 4, 1) the shape changes",
+    ),
     "no expansion": (
         with_layers(
             lambda self, before, channels, stride: setattr(

@@ -217,7 +217,10 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
         if dict(old.named_parameters()).keys() != dict(kept.named_parameters()).keys():
             raise Hint("the first layers are not those of `net`: copy them.")
         if not all(map(torch.equal, old.parameters(), kept.parameters())):
-            raise Hint("the old layers do not keep their weights: zero only new ones.")
+            raise Hint(
+                "the old layers do not keep their weights, or not their places: "
+                "zero only new ones, and put these behind the old ones."
+            )
         if not _same(old, kept):
             raise Hint(
                 "the old layers lost BN's running statistics: copy the buffers as "

@@ -15,7 +15,7 @@ from resnet_lib.checks.base import Hint, check
 @check
 def check_basic_block(block_class: type[nn.Module]) -> str:
     """Judge a block of two layers, built as `block_class(in, out, stride)`."""
-    for arguments in ((4, 4, 1), (4, 8, 2)):
+    for arguments in ((4, 4, 1), (4, 8, 2), (4, 8, 1), (4, 4, 2)):
         in_channels, out_channels, stride = arguments
         layers = [(in_channels, out_channels, 3, stride)]
         layers += [(out_channels, out_channels, 3, 1)]
@@ -29,7 +29,7 @@ def check_basic_block(block_class: type[nn.Module]) -> str:
 @check
 def check_bottleneck(block_class: type[nn.Module]) -> str:
     """Judge a block of three layers, built as `block_class(in, middle, stride)`."""
-    for arguments in ((8, 2, 1), (8, 4, 2)):
+    for arguments in ((8, 2, 1), (8, 4, 2), (8, 4, 1), (8, 2, 2)):
         in_channels, channels, stride = arguments
         layers = [(in_channels, channels, 1, 1), (channels, channels, 3, stride)]
         layers += [(channels, 4 * channels, 1, 1)]
