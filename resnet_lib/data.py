@@ -1,7 +1,9 @@
 """CIFAR-10 and the embedded digits: find, download, verify, augment, batch."""
 
 import hashlib
+import http.client
 import os
+import pickle
 import shutil
 import tarfile
 import urllib.error
@@ -189,14 +191,14 @@ def _fetch(url: str, path: Path) -> None:
     """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
     help = (
         "Run again to go on from there, or give another address of the same archive in "
         "RESNET_LIB_CIFAR10_URL (file:///… for one on disk)."
     )
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
         with urllib.request.urlopen(request, timeout=20) as response:
             if response.status != 206:  # the server sends the whole file
                 start = 0
@@ -217,7 +219,8 @@ def _fetch(url: str, path: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is left to send; the md5 sum decides
             raise OSError(f"{url} could not be read: {error}. {help}") from error
-    except OSError as error:
+    # ValueError: an address without a scheme; HTTPException is no OSError.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise OSError(f"{url} could not be read: {error}. {help}") from error
     if not check_integrity(part, ARCHIVE_MD5):
         found = hashlib.md5(part.read_bytes()).hexdigest()
@@ -235,21 +238,32 @@ def load_cifar10(root: Path | str | None = None) -> Dataset:
 
     Raises FileNotFoundError where it is not on disk; see `download_cifar10`.
     """
-    root = Path(root or data_root())
-    if find_cifar10(root) is None:
+    folder = find_cifar10(root)
+    if folder is None:
         raise FileNotFoundError(
-            f"No CIFAR-10 in {root}. Run `python -m resnet_lib.data` to download it, "
-            f"or point RESNET_LIB_DATA at the folder that holds {FOLDER}."
+            f"No CIFAR-10 in {root or data_root()}. Run `python -m resnet_lib.data` to "
+            f"download it, or point RESNET_LIB_DATA at the folder that holds {FOLDER}."
         )
-    parts = [CIFAR10(root, train) for train in (True, False)]
-    return Dataset("cifar10", tuple(parts[0].classes), *map(_images, parts))
+    return _read(folder)
 
 
-def _images(part: CIFAR10) -> Images:
-    images = (
-        torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    )  # (N, 3, 32, 32)
-    return Images(images, torch.tensor(part.targets))
+def _read(folder: Path) -> Dataset:
+    """The set in a folder whose files were just checked; torchvision would again."""
+    names = pickle.loads((folder / CIFAR10.meta["filename"]).read_bytes())
+    parts = [
+        _images(folder, files) for files in (CIFAR10.train_list, CIFAR10.test_list)
+    ]
+    return Dataset("cifar10", tuple(names[CIFAR10.meta["key"]]), *parts)
+
+
+def _images(folder: Path, files: list[list[str]]) -> Images:
+    batches = [
+        pickle.loads((folder / name).read_bytes(), encoding="latin1")
+        for name, _ in files
+    ]
+    pixels = np.concatenate([batch["data"] for batch in batches])
+    labels = [label for batch in batches for label in batch["labels"]]
+    return Images(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels))
 
 
 def load_digits() -> Dataset:
@@ -280,9 +294,7 @@ def load_data(root: Path | str | None = None, download: bool = True) -> Dataset:
     replaced in silence.
     """
     try:
-        if find_cifar10(root) is None and download:
-            download_cifar10(root)
-        return load_cifar10(root)
+        return _read(download_cifar10(root)) if download else load_cifar10(root)
     except OSError as error:
         print(f"CIFAR-10 is not at hand: {error}")
         print("Going on with scikit-learn's digits: same code, other numbers.")

@@ -81,7 +81,7 @@ def training_curves(
 ) -> Sequence[Axes]:
     """Loss and error of one run against iterations, training and test.
 
-    `history` has the columns of `training.COLUMNS`; a dotted line marks each milestone.
+    `history` has the columns of `runs.COLUMNS`; a dotted line marks each milestone.
     """
     history = pd.DataFrame(history)
     if axes is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
+from resnet_lib.resnet import evaluating
 
 __all__ = [
     "BlockParts",
@@ -44,18 +45,6 @@ def _hooked(hooks: Sequence[tuple[nn.Module, object]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode it had before."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
@@ -146,7 +135,7 @@ def layer_responses(model: nn.Module, images: Tensor) -> dict[str, float]:
         for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm2d) and "shortcut" not in name
     ]
-    with _evaluating(model):
+    with evaluating(model):
         outputs = activations(model, images, names)
     return {name: output.std().item() for name, output in outputs.items()}
 
@@ -185,7 +174,7 @@ def layer_table(
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds)]
     parameter = next(model.parameters())
     images = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
-    with _evaluating(model), _hooked([(m, measure(name)) for name, m in layers]):
+    with evaluating(model), _hooked([(m, measure(name)) for name, m in layers]):
         model(images)
     columns = ["name", "kind", "output shape", "parameters", "multiply-adds"]
     return pd.DataFrame(list(rows.values()), columns=columns)
@@ -260,7 +249,7 @@ def block_parts(
     for name in names:
         if not isinstance(_find(model, name), BasicBlock):
             raise ValueError(f"{name!r} is no residual block: it has no F(x) to show.")
-    with _evaluating(model), _hooked([(_find(model, n), keep(n)) for n in names]):
+    with evaluating(model), _hooked([(_find(model, n), keep(n)) for n in names]):
         model(images)
     return {name: parts[name] for name in names}
 

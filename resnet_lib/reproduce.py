@@ -13,22 +13,23 @@ import sys
 import time
 import tomllib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from resnet_lib.data import data_home, download_cifar10
 from resnet_lib.progress import progress_bar
 from resnet_lib.resnet import get_model
-from resnet_lib.runs import Run, read_history
+from resnet_lib.runs import Run, halved, load_weights, read_history
 from resnet_lib.train import RECIPES
-from resnet_lib.training import Recipe
+from resnet_lib.training import Recipe, stop_requests
 
 __all__ = ["Planned", "read_plan", "reproduce", "status_of"]
 
-MOST_BYTES = 4_000_000  # of a recorded run: larger weights stay in the work folder
+MOST_BYTES = 4_000_000  # larger weights are recorded in half precision
 
 
 # --- the plan -------------------------------------------------------------------------
@@ -39,6 +40,7 @@ class Planned:
     """One run of a plan: a network, its data, a recipe, and a name made of them."""
 
     model: str
+    network: str  # its full name, with another shortcut
     base: str
     recipe: Recipe
     shortcut: str | None = None
@@ -50,7 +52,7 @@ class Planned:
         """resnet18-paper-32k; shortcuts, other data, warm-ups and seeds show too."""
         iterations = self.recipe.iterations
         parts = [
-            get_model(self.model, self.shortcut).name,
+            self.network,
             self.base,
             f"{iterations // 1000}k" if iterations % 1000 == 0 else str(iterations),
             self.data if self.data != "cifar10" else "",
@@ -61,7 +63,8 @@ class Planned:
 
     def command(self, folder: Path) -> list[str]:
         """The call of `resnet_lib.train` that carries out this run in `folder`."""
-        words = [sys.executable, "-m", "resnet_lib.train", "--run", str(folder)]
+        words = [sys.executable, "-m", "resnet_lib.train", "--quiet"]
+        words += ["--run", str(folder)]
         words += ["--model", self.model, "--recipe", self.base, "--data", self.data]
         if self.shortcut:
             words += ["--shortcut", self.shortcut]
@@ -77,8 +80,7 @@ class Planned:
     def is_same_run(self, run: Run) -> bool:
         """Whether `run` is a record of this very network, data and recipe."""
         about = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
-        network = get_model(self.model, self.shortcut).name
-        return run.about == {"model": network, "data": self.data, "recipe": about}
+        return run.about == {"model": self.network, "data": self.data, "recipe": about}
 
 
 def _option(name: str, value: object) -> list[str]:
@@ -93,7 +95,7 @@ def _option(name: str, value: object) -> list[str]:
 def read_plan(path: Path | str) -> list[Planned]:
     """The runs of a TOML plan, in its order.
 
-    Each entry of `runs` names a `model` and may give `recipe` ("paper", "smoothed"),
+    Each entry of `runs` names a `model` and may give `recipe` ("paper", "quick", …),
     `shortcut`, `data`, `snapshots`, and any field of `Recipe`; `iterations` moves the
     milestones along. `defaults` holds what most of them share. Raises ValueError, with
     the entry, for one that cannot be carried out and for one that stands there twice.
@@ -108,7 +110,10 @@ def read_plan(path: Path | str) -> list[Planned]:
         try:
             run = _planned(**entry)
             if run.name in runs:
-                raise ValueError("it stands in the plan twice")
+                raise ValueError(
+                    f"another run has its name, {run.name}; only network, recipe, "
+                    "length, data, warm-up and seed show in it"
+                )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: the run {entry}: {error}.") from error
         runs[run.name] = run
@@ -127,9 +132,9 @@ def _planned(
         raise ValueError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
     standard = RECIPES[recipe]
     standard = standard.scaled(fields.get("iterations", standard.iterations))
-    get_model(model, shortcut)
+    network = get_model(model, shortcut).name
     full = dataclasses.replace(standard, **fields)
-    return Planned(model, recipe, full, shortcut, data, snapshots)
+    return Planned(model, network, recipe, full, shortcut, data, snapshots)
 
 
 # --- where a run stands ---------------------------------------------------------------
@@ -187,8 +192,9 @@ def publish(folder: Path, target: Path) -> None:
     part = target.parent.parent / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder, part, ignore=shutil.ignore_patterns("*.log", ".lock"))
-    if (part / "weights.pt").stat().st_size > MOST_BYTES:
-        (part / "weights.pt").unlink()
+    weights = part / "weights.pt"
+    if weights.stat().st_size > MOST_BYTES:
+        torch.save(halved(load_weights(weights)), weights)
     target.parent.mkdir(parents=True, exist_ok=True)
     part.rename(target)
 
@@ -248,15 +254,17 @@ class Job:
         """End the progress line; returns the error of a process that failed."""
         self.show()
         self.bar.close()
-        if self.process is None or self.process.returncode == 0:
+        code = self.process.returncode if self.process else 0
+        # Asked to stop while Python was still starting, it ends by the signal itself.
+        if code == 0 or (self.stopping and code == -signal.SIGTERM):
             return None
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {self.process.returncode}"
+        reason = lines[-1] if lines else f"exit code {code}"
         return f"{self.planned.name}: {reason}"
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a process is training in a run folder; see `training._RunFolder`."""
+    """Whether a process is training in a run folder; see `checkpoints.RunFolder`."""
     with contextlib.suppress(NotImplementedError):  # a file system without locks
         try:
             with FileLock(folder / ".lock", timeout=0):
@@ -280,24 +288,24 @@ def reproduce(
     cores. After `max_minutes`, on Ctrl-C and on SIGTERM they stop with a checkpoint,
     and the next call goes on. `options` are handed to every `resnet_lib.train`.
     """
+    if jobs < 1:
+        raise ValueError(f"{jobs} jobs at a time: give 1 or more.")
     waiting = deque(run for run in plan if status_of(run, places) != "done")
     deadline = time.monotonic() + 60 * max_minutes
     threads = max(1, (os.cpu_count() or 1) // jobs)
     running: list[Job] = []
     errors: list[str | None] = []
-    with _stop_request() as requests:
+    with stop_requests() as requests, contextlib.ExitStack() as at_end:
+        at_end.callback(lambda: [job.stop() for job in running])
         while running or waiting:
-            left = deadline - time.monotonic()
-            if requests or left <= 0:
+            if requests or time.monotonic() >= deadline:
                 waiting.clear()
+                for job in running:
+                    job.stop()
             while waiting and len(running) < jobs:
                 run = waiting.popleft()
-                limit = [] if left == math.inf else ["--max-minutes", f"{left / 60}"]
-                folder = places.work / run.name
-                running.append(Job(run, folder, [*options, *limit], threads))
+                running.append(Job(run, places.work / run.name, options, threads))
             for job in list(running):
-                if requests:
-                    job.stop()
                 job.show()
                 if not job.running:
                     running.remove(job)
@@ -306,21 +314,6 @@ def reproduce(
                         publish(job.folder, places.records / job.planned.name)
             time.sleep(0.2)
     return [error for error in errors if error]
-
-
-@contextlib.contextmanager
-def _stop_request() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that every job can be stopped in good order."""
-    requests: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda number, frame: requests.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -367,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
             for error in errors:
                 print(error, file=sys.stderr)
         print(describe(plan, places))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"python -m resnet_lib.reproduce: {error}", file=sys.stderr)
         return 1
     return 1 if not arguments.status and errors else 0

@@ -1,7 +1,8 @@
 """ResNets for CIFAR-10 and their plain twins. Notebook 03; paper §3.3 and §4.2."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -52,6 +53,18 @@ def check_images(x: Tensor) -> None:
             f"Expected floating-point images, got {x.dtype}. "
             "Normalise them first, as resnet_lib.data.Normalisation does."
         )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is in the mode it had before."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def init_weights(module: nn.Module) -> None:

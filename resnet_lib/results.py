@@ -3,6 +3,7 @@
 Notebook 05 shows the same table beside the paper's.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ import pandas as pd
 
 from resnet_lib import plots
 from resnet_lib.data import data_home
-from resnet_lib.runs import Run, histories, longest_study, recorded_runs
-from resnet_lib.training import PAPER
+from resnet_lib.runs import OWN, Run, histories, longest_study, recorded_runs
+from resnet_lib.training import PAPER, Recipe
 
 __all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "tables", "updated"]
 
@@ -46,14 +47,9 @@ def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
     """
     groups = defaultdict(list)
     for run in runs.values():
-        recipe = run.recipe
-        if (
-            run.about["data"] == "cifar10"
-            and recipe["weight_decay"] == PAPER.weight_decay
-            and recipe["label_smoothing"] == PAPER.label_smoothing
-            and not run.extra_warmup
-        ):
-            groups[run.layers, run.about["model"], recipe["iterations"]].append(run)
+        if _by_the_paper(run):
+            iterations = run.recipe["iterations"]
+            groups[run.layers, run.about["model"], iterations].append(run)
     rows = []
     for (_, model, iterations), group in sorted(groups.items()):
         errors = pd.Series([100 * run.final["test_error"] for run in group])
@@ -70,6 +66,13 @@ def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _by_the_paper(run: Run) -> bool:
+    own = {key: run.recipe[key] for key in OWN}
+    paper = dataclasses.replace(PAPER.scaled(run.recipe["iterations"]), **own)
+    same = run.about["data"] == "cifar10" and Recipe(**run.recipe) == paper
+    return same and not run.extra_warmup
 
 
 def tables(runs: Mapping[str, Run]) -> str:

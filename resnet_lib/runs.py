@@ -48,6 +48,9 @@ COLUMNS = (
 )
 PARTS = ("train", "validation", "test")
 
+# Fields of a recipe in which the runs of one study may differ.
+OWN = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
+
 
 # --- writing --------------------------------------------------------------------------
 
@@ -115,16 +118,17 @@ def _commit() -> str | None:
 
 def read_about(folder: Path) -> dict:
     """A run folder's recipe.json: the model, the data and the recipe."""
-    about = read_json(folder / "recipe.json")
+    about = read_json(folder / "recipe.json", "model", "data", "recipe")
     about["recipe"].setdefault("schedule", "steps")  # runs from before the choice
     return about
 
 
-def read_json(path: Path) -> dict:
-    """What `write_json` wrote; RuntimeError if the file is damaged."""
+def read_json(path: Path, *keys: str) -> dict:
+    """What `write_json` wrote; RuntimeError if it is damaged or one of `keys` lacks."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(path.read_bytes())
+        return content | {key: content[key] for key in keys}
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         raise RuntimeError(
             f"{path} is damaged ({error}). Restore it, or choose another folder."
         ) from error
@@ -147,6 +151,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise RuntimeError(
             f"{path} is damaged. Restore it, or delete it to train this run anew."
         ) from error
+
+
+def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A `state_dict` in half precision; counters stay integers."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        if not (self.folder / "history.csv").exists():  # killed before the first row
+            return False
         return self.history["iteration"].max() == self.recipe["iterations"]
 
     @property
@@ -257,10 +268,9 @@ def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
 
     Raises ValueError where there are no two such depths.
     """
-    own = {"seed", "warmup_lr", "warmup_error", "log_every", "eval_every"}
     groups = defaultdict(list)
     for run in runs.values():
-        same = {k: v for k, v in run.recipe.items() if k not in own}
+        same = {k: v for k, v in run.recipe.items() if k not in OWN}
         # 18 layers are of another family, and a "-" stands for another shortcut.
         family = run.layers % 6 == 2 and "-" not in run.about["model"]
         if family and not run.extra_warmup:

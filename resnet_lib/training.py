@@ -1,13 +1,9 @@
-"""The paper's recipe, the loop that follows it, and checkpoints that lose nothing."""
+"""The paper's recipe, and the loop that follows it."""
 
 import contextlib
 import copy
 import ctypes
 import dataclasses
-import functools
-import hashlib
-import io
-import json
 import math
 import platform
 import signal
@@ -18,23 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from resnet_lib.checkpoints import RunFolder, from_bytes, network_name, to_bytes
 from resnet_lib.data import Batches, Dataset, Images, Normalisation
 from resnet_lib.distributed import Ranks
 from resnet_lib.progress import progress_bar
-from resnet_lib.runs import (
-    COLUMNS,
-    describe_environment,
-    history_text,
-    load_weights,
-    read_about,
-    read_history,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from resnet_lib.resnet import evaluating
+from resnet_lib.runs import COLUMNS
 
 __all__ = [
     "PAPER",
@@ -196,10 +183,10 @@ class DeviceProfile:
 def device_profile(precision: str = "auto", device: str | None = None) -> DeviceProfile:
     """The fastest honest way to train on this machine.
 
-    CUDA: bf16, channels last. CPU: the same where the processor multiplies bf16
-    natively (AVX512-BF16 or AMX), else fp32, since emulated bf16 is several times
-    slower. Apple's MPS: fp32, default format. `precision` "bf16" or "fp32" overrules,
-    as does `device`.
+    CUDA and CPU: channels last, and bf16 where it is multiplied natively (GPUs from
+    Ampere on, processors with AVX512-BF16 or AMX), else fp32, since emulated bf16 is
+    several times slower. Apple's MPS: fp32, default format. `precision` "bf16" or
+    "fp32" overrules, as does `device`.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,9 +200,8 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
             f"Device {device!r} is not usable here ({error}). "
             "Use 'cpu', or leave it out."
         ) from error
-    native = {"cuda": True, "cpu": _cpu_has_bf16()}.get(target.type, False)
     if precision == "auto":
-        precision = "bf16" if native else "fp32"
+        precision = "bf16" if _has_bf16(target.type) else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     layout = torch.contiguous_format if target.type == "mps" else torch.channels_last
     if target.type == "cpu":
@@ -223,7 +209,12 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
     return DeviceProfile(target, dtype, layout)
 
 
-def _cpu_has_bf16() -> bool:
+def _has_bf16(device: str) -> bool:
+    """Whether it multiplies bf16 natively; a GPU before Ampere, as a T4, does not."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu":
+        return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
@@ -315,14 +306,11 @@ def evaluate(
 ) -> Evaluation:
     """Judge a whole set in evaluation mode; the model's mode is restored."""
     profile = profile or device_profile("fp32", str(next(model.parameters()).device))
-    was_training = model.training
-    model.eval()
     logits = []
-    with profile.autocast():
+    with evaluating(model), profile.autocast():
         for images in data.images.to(profile.device).split(batch_size):
             x = normalisation(images).contiguous(memory_format=profile.memory_format)
             logits.append(model(x).float())
-    model.train(was_training)
     return Evaluation(torch.cat(logits).cpu(), data.labels.cpu())
 
 
@@ -379,7 +367,7 @@ def fit(
     """
     state = _Training(model, data, recipe, device, compile)
     ranks = state.ranks
-    folder = _RunFolder(Path(run), state, snapshots) if run else None
+    folder = RunFolder(Path(run), state, snapshots) if run else None
     if folder and folder.open():
         return Fit("finished", state.iteration, state.rows)
     clock = time.monotonic() - state.seconds
@@ -387,7 +375,7 @@ def fit(
     saved = state.seconds
     status = "finished"
     bar = progress_bar(
-        desc=_name(model),
+        desc=network_name(model),
         total=recipe.iterations,
         initial=state.iteration,
         unit="it",
@@ -397,14 +385,14 @@ def fit(
     try:
         if folder:
             folder.snapshot()
-        with bar, _stop_requests() as requests:
+        with bar, stop_requests() as requests:
             while not state.at_end:
                 state.step()
                 bar.update()
                 if state.iteration % 20 == 0:  # reading the loss makes a GPU wait
                     bar.set_postfix_str(state.postfix(bar), refresh=False)
                 state.seconds = time.monotonic() - clock
-                if state.iteration % recipe.log_every == 0 or state.at_end:
+                if state.row_due:
                     row = state.add_row()
                     state.seconds = time.monotonic() - clock
                     row["seconds"] = round(state.seconds, 2)
@@ -509,6 +497,12 @@ class _Training:
     def at_end(self) -> bool:
         return self.iteration == self.recipe.iterations
 
+    @property
+    def row_due(self) -> bool:
+        """Every `log_every` iterations, and wherever the network is judged."""
+        steps = (self.recipe.log_every, self.recipe.eval_every)
+        return self.at_end or any(self.iteration % step == 0 for step in steps)
+
     def _check_classes(self) -> None:
         classes = len(self.data.classes)
         outputs = self._judge(self.data.test[:1]).logits.shape[1]
@@ -611,7 +605,7 @@ class _Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
-            "random": torch.get_rng_state(),  # for networks with dropout
+            "random": torch.get_rng_state(),  # for networks with dropout, on the CPU
             "iteration": self.iteration,
             "warming_up": self.warming_up,
             "rows": self.rows,
@@ -623,9 +617,9 @@ class _Training:
         """Every rank goes on from where rank 0 stands."""
         if self.ranks.size == 1:
             return
-        content = self.ranks.lead(lambda: _to_bytes(self.state_dict()))
+        content = self.ranks.lead(lambda: to_bytes(self.state_dict()))
         if not self.ranks.first:
-            self.load_state_dict(_from_bytes(content))
+            self.load_state_dict(from_bytes(content))
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -640,7 +634,7 @@ class _Training:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[list]:
+def stop_requests() -> Iterator[list]:
     """Collect SIGINT and SIGTERM in a list instead of dying in the middle of an update.
 
     A second signal acts at once. Signals reach only the main thread; elsewhere nothing
@@ -662,265 +656,3 @@ def _stop_requests() -> Iterator[list]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-# --- the run folder -------------------------------------------------------------------
-
-
-def _led(method: Callable) -> Callable:
-    """Rank 0 alone touches the disk; its answer and its errors reach every rank."""
-
-    @functools.wraps(method)
-    def led(folder: "_RunFolder", *arguments):
-        return folder.state.ranks.lead(lambda: method(folder, *arguments))
-
-    return led
-
-
-class _RunFolder:
-    """Keeps a training in a folder, so that a kill loses a minute at most.
-
-    While it runs: recipe.json, environment.json, history.csv and two checkpoints, the
-    newest and the one before it. At the end: weights.pt in place of the checkpoints.
-    """
-
-    def __init__(self, path: Path, state: _Training, snapshots: Sequence[int]) -> None:
-        self.path, self.state, self.snapshots = path, state, set(snapshots)
-        self.history = path / "history.csv"
-        self.weights = path / "weights.pt"
-        self.checkpoints = (path / "checkpoint.pt", path / "checkpoint.previous.pt")
-        self.newest_is_damaged = False
-        self.lock = FileLock(path / ".lock", timeout=0)
-
-    def open(self) -> bool:
-        """Make the folder or go on with it; True if its run is finished already."""
-        finished = self._open()
-        self.state.follow()
-        return finished
-
-    @_led
-    def _open(self) -> bool:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self.weights.exists():
-                self._claim()
-                self.state.model.load_state_dict(load_weights(self.weights))
-                self.state.rows = read_history(self.history)
-                self.state.iteration = self.state.rows[-1]["iteration"]
-                self._sweep()  # if it was killed before it could
-                self.release()
-                return True
-            self._hold()
-            self._claim()
-            self._resume()
-            self._note_machine()
-            # Rows written after the checkpoint will be measured again.
-            write_atomically(self.history, history_text(self.state.rows).encode())
-        except OSError as error:
-            raise OSError(
-                f"The run folder {self.path} cannot be written: {error}. "
-                "Choose another one."
-            ) from error
-        except (ValueError, RuntimeError):
-            self.lock.release()
-            raise
-        return False
-
-    def _hold(self) -> None:
-        """Keep other processes out; the system lets go when this one dies."""
-        try:
-            # Some network drives have no locks; a run there is on its own.
-            with contextlib.suppress(NotImplementedError):
-                self.lock.acquire()
-        except Timeout:
-            raise RuntimeError(
-                f"Another process is training in {self.path}. Let it finish or stop "
-                "it, or choose another folder."
-            ) from None
-
-    def release(self) -> None:
-        self.lock.release()
-        if self.state.at_end and self.state.ranks.first:
-            self.path.joinpath(".lock").unlink(missing_ok=True)
-
-    def _claim(self) -> None:
-        """Write what this run is, or compare it with what the folder says."""
-        about = {
-            "model": _name(self.state.model),
-            "data": self.state.data.name,
-            "recipe": dataclasses.asdict(self.state.recipe),
-        }
-        about = json.loads(json.dumps(about))  # tuples as lists, as in the file
-        path = self.path / "recipe.json"
-        if not path.exists():
-            # Last, since a folder with a recipe.json has to be whole after a kill.
-            write_json(self.path / "environment.json", self._machine())
-            write_json(path, about)
-            return
-        theirs = read_about(self.path)
-        ours, theirs = ({**x, **x["recipe"], "recipe": 0} for x in (about, theirs))
-        for key in ours:
-            if theirs.get(key) != ours[key]:
-                raise ValueError(
-                    f"{self.path} holds a run with {key} = {theirs.get(key)!r}, not "
-                    f"{ours[key]!r}. Choose another folder, or the same {key}."
-                )
-
-    def _machine(self) -> dict:
-        profile, size = self.state.profile, self.state.ranks.size
-        processes = f", {size} processes" if size > 1 else ""
-        return describe_environment(profile.device.type, f"{profile}{processes}")
-
-    def _note_machine(self) -> None:
-        """A run that goes on under other conditions says from where, and which."""
-        path = self.path / "environment.json"
-        recorded = read_json(path)
-        known = recorded | (recorded.get("resumed") or [{}])[-1]
-        now = self._machine()
-        changed = {key: now[key] for key in now if now[key] != known.get(key)}
-        if self.state.iteration and changed.keys() - {"started"}:
-            changed = {"iteration": self.state.iteration, **changed}
-            recorded["resumed"] = [*recorded.get("resumed", []), changed]
-            write_json(path, recorded)
-
-    def _resume(self) -> None:
-        state = self._newest_checkpoint()
-        if state is None:
-            return
-        if state.get("network") != str(self.state.model):
-            raise ValueError(
-                f"The checkpoint in {self.path} is of another network. Choose another "
-                "folder, or build the network that it was started with."
-            )
-        ranks = state.get("ranks", 1)  # runs from before there could be several
-        if ranks != self.state.ranks.size:
-            raise ValueError(
-                f"The run in {self.path} was begun with {_processes(ranks)}, not "
-                f"{self.state.ranks.size}, and each takes its own share of a batch. Go "
-                f"on with {_processes(ranks)}, or choose another folder."
-            )
-        try:
-            self.state.load_state_dict(state)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RuntimeError(
-                f"The checkpoint in {self.path} is not one of this version of the "
-                f"library ({error!r}). Choose another folder, or delete it to start "
-                "this run anew."
-            ) from error
-
-    def _newest_checkpoint(self) -> dict | None:
-        """The newest whole checkpoint, or None where there is none at all."""
-        damaged = []
-        for path in filter(Path.exists, self.checkpoints):
-            state = _checkpoint(path)
-            if state is not None:
-                if damaged:
-                    print(f"{damaged[0]} is damaged; going on from {path.name}.")
-                    self.newest_is_damaged = True
-                return state
-            damaged.append(path)
-        if damaged:
-            raise RuntimeError(
-                f"{damaged[0]} is damaged, and no older checkpoint is whole. Delete "
-                f"{' and '.join(path.name for path in damaged)} to start this run anew."
-            )
-        return None
-
-    @_led
-    def kept(self) -> str:
-        state = self._newest_checkpoint()
-        if state is None:
-            return "There is no checkpoint from before."
-        return f"The checkpoint of iteration {state['iteration']} is kept."
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The system's "No space left on device" names neither folder nor remedy."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                f"The run folder {self.path} cannot be written: {error}. What was "
-                "saved before is kept; the same call goes on from there."
-            ) from error
-
-    @_led
-    def append(self, row: dict) -> None:
-        with self._writing(), open(self.history, "a") as file:
-            file.write(history_text([row], header=False))
-
-    @_led
-    def save(self) -> None:
-        content = _to_bytes(self.state.state_dict())
-        newest, previous = self.checkpoints
-        with self._writing():
-            # A damaged file must not take the place of the only whole one: a kill
-            # before the new one is written would leave nothing.
-            if newest.exists() and not self.newest_is_damaged:
-                newest.replace(previous)
-            # The digest tells a damaged file from a whole one before it is loaded.
-            write_atomically(newest, hashlib.sha256(content).digest() + content)
-        self.newest_is_damaged = False
-
-    def snapshot(self) -> None:
-        if self.state.iteration in self.snapshots:
-            self._snapshot()
-
-    @_led
-    def _snapshot(self) -> None:
-        weights = _plain_state(self.state.model)
-        half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-        path = self.path / "snapshots" / f"iteration-{self.state.iteration:06d}.pt"
-        with self._writing():
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, _to_bytes(half))
-
-    @_led
-    def close(self) -> None:
-        content = _to_bytes(_plain_state(self.state.model))
-        with self._writing():
-            write_atomically(self.weights, content)
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """A finished run keeps no checkpoints, nor what a kill left of one (.part)."""
-        for path in self.path.glob("checkpoint*"):
-            path.unlink(missing_ok=True)
-
-
-def _checkpoint(path: Path) -> dict | None:
-    """What a checkpoint holds, or None if it is damaged."""
-    whole = path.read_bytes()
-    digest, content = whole[:32], whole[32:]
-    if hashlib.sha256(content).digest() != digest:
-        return None
-    # Anyone can compute a digest. A file that would run code is refused like a damaged
-    # one; torch.load raises whatever its bytes lead to.
-    with contextlib.suppress(Exception):
-        state = _from_bytes(content)
-        return state if isinstance(state, dict) else None
-    return None
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"
-
-
-def _name(model: nn.Module) -> str:
-    return getattr(model, "name", type(model).__name__)
-
-
-def _plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """A `state_dict` on the CPU in the default memory format, for any other program."""
-    state = model.state_dict()
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _to_bytes(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def _from_bytes(content: bytes) -> object:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -1,6 +1,7 @@
 """Wrong repairs of notebook 07's six bugs, each caught with a message of its own."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -147,7 +148,9 @@ def half_way(recipe, warmup):
 
 def told_by_the_rate(recipe, warmup):
     found = rates(recipe, warmup)
-    over = [i >= warmup and r == recipe.warmup_lr for i, r in enumerate(found)]
+    over = [
+        i >= warmup and math.isclose(r, recipe.warmup_lr) for i, r in enumerate(found)
+    ]
     return [recipe.lr if wrong else r for r, wrong in zip(found, over, strict=True)]
 
 

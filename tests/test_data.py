@@ -187,7 +187,7 @@ def server(archive):
             pass
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=[0.02], daemon=True).start()
     Handler.url = f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz"
     yield Handler
     httpd.shutdown()
@@ -235,6 +235,11 @@ def test_another_file_is_refused_and_deleted(tmp_path, server):
     with pytest.raises(OSError, match="not the CIFAR-10 archive"):
         data.download_cifar10(tmp_path, server.url)
     assert names(tmp_path) == []
+
+
+def test_an_address_without_a_scheme_gets_the_sentence(tmp_path):
+    with pytest.raises(OSError, match="could not be read"):
+        data.download_cifar10(tmp_path, "/tmp/cifar-10-python.tar.gz")
 
 
 def test_archive_on_disk_by_file_url(tmp_path, archive):

@@ -15,8 +15,15 @@ from filelock import FileLock
 
 from resnet_lib import PAPER, Recipe, fit, get_model
 from resnet_lib.data import data_home, load_digits
-from resnet_lib.reproduce import Places, main, read_plan, reproduce, status_of
-from resnet_lib.runs import load_weights, recorded_runs
+from resnet_lib.reproduce import (
+    Places,
+    main,
+    publish,
+    read_plan,
+    reproduce,
+    status_of,
+)
+from resnet_lib.runs import load_run, load_weights, recorded_runs
 from resnet_lib.train import parser, recipe_from
 
 PLANS = sorted((data_home() / "plans").glob("*.toml"))
@@ -102,7 +109,11 @@ def test_milestones_move_with_the_iterations(tmp_path):
         ('runs = [{model = "resnet20", recipe = "best"}]', "unknown recipe 'best'"),
         ('runs = [{model = "resnet20", speed = 3}]', "speed"),
         ('runs = [{model = "resnet20", lr = -1}]', "number above 0"),
-        ('runs = [{model = "resnet20"}, {model = "resnet20"}]', "twice"),
+        ('runs = [{model = "resnet20"}, {model = "resnet20"}]', "has its name"),
+        (
+            'runs = [{model = "resnet20"}, {model = "resnet20", lr = 1}]',
+            "has its name",
+        ),
         ('runs = [{recipe = "paper"}]', "model"),
     ],
 )
@@ -181,6 +192,25 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path):
     # At a time limit of no time at all, nothing is started.
     assert reproduce([run], places, max_minutes=0) == []
     assert status_of(run, places) == "partial"
+
+
+def test_a_number_of_jobs_that_cannot_be(tiny, capsys):
+    path, places = tiny
+    assert main(arguments(path, places, "--jobs", "0")) == 1
+    assert "give 1 or more" in capsys.readouterr().err
+
+
+def test_large_weights_are_recorded_in_half_precision(tiny, monkeypatch):
+    path, places = tiny
+    run = read_plan(path)[1]
+    folder, target = places.work / run.name, places.records / run.name
+    net = get_model(run.model)
+    fit(net, load_digits(), run.recipe, folder, progress=False)
+    monkeypatch.setattr("resnet_lib.reproduce.MOST_BYTES", 1_000)
+    publish(folder, target)
+    assert load_weights(target / "weights.pt")["fc.weight"].dtype == torch.half
+    again = load_run(run.name, places.records).model()
+    torch.testing.assert_close(again.fc.weight, net.fc.weight, atol=1e-3, rtol=1e-3)
 
 
 def test_finished_runs_are_never_repeated(tiny, monkeypatch):

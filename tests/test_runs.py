@@ -134,6 +134,7 @@ def test_beside_the_paper(record, tmp_path):
     record("resnet20", 0.01, recipe=SMOOTHED)
     record("resnet20", 0.01, recipe=WARMED)
     record("resnet20", 0.01, seed=2, data="digits")
+    record("resnet20", 0.01, seed=3, recipe=dataclasses.replace(PAPER, lr=0.01))
     table = beside_the_paper(recorded_runs(tmp_path)).set_index(
         ["network", "iterations"]
     )
@@ -144,6 +145,14 @@ def test_beside_the_paper(record, tmp_path):
     assert pair["difference"] == pytest.approx(9.5 - 8.75)
     assert math.isnan(table.loc[("resnet20", 1_000), "std"])
     assert math.isnan(table.loc[("plain20", 64_000), "difference"])
+
+
+def test_a_half_made_folder_is_no_recorded_run(record, tmp_path):
+    record("resnet20", 0.09)
+    (tmp_path / "killed").mkdir()
+    written = next(tmp_path.glob("resnet20*")) / "recipe.json"
+    (tmp_path / "killed" / "recipe.json").write_bytes(written.read_bytes())
+    assert len(recorded_runs(tmp_path)) == 1
 
 
 def test_the_curves_are_those_of_the_runs(record, tmp_path):

@@ -132,18 +132,10 @@ class BlockXray(Explorer):
         heights = [p.ratio for p in everything.values()]
         here = list(everything).index(self.block)
         ratios.barh(places, heights, color=plots.RESIDUAL, alpha=0.4)
-        ratios.barh(here, heights[here], color=plots.RESIDUAL)
+        ratios.barh(here, heights[here], fill=False, ec="black", lw=1.5)
         for place, name in enumerate(everything):
             if len(places) < 12 or place == here:
-                on_dark = place == here and heights[here] > max(heights) / 2
-                ratios.text(
-                    0.02 * max(heights),
-                    place,
-                    name,
-                    va="center",
-                    fontsize=9,
-                    color="white" if on_dark else "black",
-                )
+                ratios.text(0.02 * max(heights), place, name, va="center", fontsize=9)
         ratios.set(yticks=[], ylim=(len(places) - 0.5, -0.5))
         ratios.tick_params(labelsize=8)
         ratios.set_title("‖F(x)‖ / ‖x‖", fontsize=11, loc="center")

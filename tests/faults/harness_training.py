@@ -41,7 +41,7 @@ import pytest
 import sklearn.datasets  # noqa: F401  loaded here, and so in every fork
 import torch
 
-from resnet_lib import data, train, training
+from resnet_lib import checkpoints, data, train, training
 from resnet_lib.runs import load_weights, read_history
 
 FULL = 30
@@ -708,14 +708,14 @@ def weigh_at_every_row() -> None:
     The engine keeps freed blocks for speed, and a leak would fill them unseen.
     """
     training._keep_freed_memory = lambda: None
-    trim, append = ctypes.CDLL(None).malloc_trim, training._RunFolder.append
+    trim, append = ctypes.CDLL(None).malloc_trim, checkpoints.RunFolder.append
 
     def weigh(folder, row):
         trim(0)
         print(f"\nholds {resident():.2f} MB")
         append(folder, row)
 
-    training._RunFolder.append = weigh
+    checkpoints.RunFolder.append = weigh
 
 
 def test_memory_stays_flat(tmp_path):
