@@ -97,9 +97,9 @@ class Dataset:
     @property
     def note(self) -> str:
         """One sentence for a caption: which data a number comes from."""
-        if self.name == "cifar10":
-            return "Data: CIFAR-10."
-        return "Data: scikit-learn's digits, because CIFAR-10 was not at hand."
+        if self.name == "digits":
+            return "Data: scikit-learn's digits, because CIFAR-10 was not at hand."
+        return f"Data: {'CIFAR-10' if self.name == 'cifar10' else self.name}."
 
     def split(self, validation: int) -> tuple[Images, Images | None]:
         """Set the last `validation` training images aside, as the paper's 45k/5k does.

@@ -421,10 +421,10 @@ def fit(
             folder.close() if state.at_end else folder.save()
     except FloatingPointError as error:
         kept = f" {folder.kept()}" if folder else ""
-        raise FloatingPointError(
-            f"{error}{kept} Lower the recipe's lr, or set precision='fp32' to see "
-            "whether bf16 is the cause."
-        ) from None
+        remedy = "Lower the recipe's lr"
+        if state.profile.dtype == torch.bfloat16:
+            remedy += ", or set precision='fp32' to see whether bf16 is the cause"
+        raise FloatingPointError(f"{error}{kept} {remedy}.") from None
     finally:
         if folder:
             folder.release()

@@ -71,6 +71,13 @@ def start(path, places, *more):
     )
 
 
+def wait_for_lines(count, history, process):
+    deadline = time.monotonic() + 120
+    while not history.exists() or len(history.read_text().splitlines()) < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 # --- the plan -------------------------------------------------------------------------
 
 
@@ -149,9 +156,7 @@ def test_a_killed_plan_goes_on_with_the_same_results(tiny, one_thread, capsys):
     options = ("--checkpoint-seconds", "0")
     process = start(path, places)
     history = places.work / first.name / "history.csv"
-    while not history.exists() or len(history.read_text().splitlines()) < 4:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for_lines(4, history, process)
     process.kill()  # the training process is orphaned, and holds the folder …
     process.wait()
     assert main(arguments(path, places, "--status")) == 0
@@ -182,9 +187,7 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path):
     (run,) = read_plan(path)
     process = start(path, places)
     history = places.work / run.name / "history.csv"
-    while not history.exists() or len(history.read_text().splitlines()) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for_lines(3, history, process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "0 done, 1 partial, 0 missing" in text
