@@ -71,8 +71,8 @@ def init_weights(module: nn.Module) -> None:
     """Draw one layer's weights as the paper does (§3.4 and its reference [13]).
 
     [13] Eq. (10): std = √(2 / fan_in), so that a signal keeps its mean square on the
-    way forward through ReLU and convolution. The linear layer
-    takes √(1 / fan_in): its input is an average, no fresh ReLU output, and the paper is
+    way forward through ReLU and convolution. The linear layer takes
+    √(1 / fan_in): its input is an average, no fresh ReLU output, and the paper is
     silent on it. BN starts at γ = 1, β = 0. `model.apply(init_weights)` draws every
     layer of a network anew. Built in notebook 03.
     """

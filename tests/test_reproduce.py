@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -195,6 +196,19 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path):
     # At a time limit of no time at all, nothing is started.
     assert reproduce([run], places, max_minutes=0) == []
     assert status_of(run, places) == "partial"
+
+
+def test_a_time_limit_binds_a_process_that_was_left_over(tiny):
+    path, places = tiny
+    run = read_plan(path)[1]
+    lock = FileLock(places.work / run.name / ".lock", thread_local=False)
+    lock.acquire()  # as such a process holds it
+    given_up = threading.Timer(20, lock.release)
+    given_up.start()
+    assert reproduce([run], places, max_minutes=0.01) == []
+    given_up.cancel()
+    assert lock.is_locked and status_of(run, places) == "partial"
+    lock.release()
 
 
 def test_a_number_of_jobs_that_cannot_be(tiny, capsys):
