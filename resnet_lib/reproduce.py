@@ -262,6 +262,15 @@ class Job:
         reason = lines[-1] if lines else f"exit code {code}"
         return f"{self.planned.name}: {reason}"
 
+    def record(self, records: Path) -> str | None:
+        """Publish the run if it is finished; returns the error if that fails."""
+        if (self.folder / "weights.pt").exists():
+            try:
+                publish(self.folder, records / self.planned.name)
+            except (OSError, RuntimeError) as error:
+                return f"{self.planned.name} is finished but not recorded: {error}"
+        return None
+
 
 def _is_held(folder: Path) -> bool:
     """Whether a process is training in a run folder; see `checkpoints.RunFolder`."""
@@ -309,9 +318,7 @@ def reproduce(
                 job.show()
                 if not job.running:
                     running.remove(job)
-                    errors.append(job.close())
-                    if (job.folder / "weights.pt").exists():
-                        publish(job.folder, places.records / job.planned.name)
+                    errors += [job.close(), job.record(places.records)]
             time.sleep(0.2)
     return [error for error in errors if error]
 

@@ -262,6 +262,24 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, capfd):
     assert "1 done, 1 partial, 0 missing" in written.out
 
 
+def test_a_run_that_cannot_be_recorded_is_named_and_the_others_go_on(tiny, monkeypatch):
+    path, places = tiny
+    first, second = read_plan(path)
+
+    def full_disk(folder, target):
+        if target.name == second.name:
+            raise OSError(28, "No space left on device")
+        publish(folder, target)
+
+    monkeypatch.setattr("resnet_lib.reproduce.publish", full_disk)
+    (error,) = reproduce([second, first], places)
+    assert second.name in error and "not recorded" in error and "No space" in error
+    assert [status_of(run, places) for run in (first, second)] == ["done", "partial"]
+    monkeypatch.undo()  # with room again, it is recorded and not repeated
+    assert reproduce([second], places) == []
+    assert status_of(second, places) == "done"
+
+
 def test_one_process_to_a_run_folder(tmp_path):
     recipe = Recipe(iterations=2, milestones=(), batch_size=16, validation=100)
     with (

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import shlex
+import shutil
 import signal
 import time
 
@@ -22,7 +23,7 @@ from resnet_lib import (
     learning_rate_at,
     train_step,
 )
-from resnet_lib.checkpoints import to_bytes
+from resnet_lib.checkpoints import RunFolder, to_bytes
 from resnet_lib.data import Normalisation, load_digits
 from resnet_lib.runs import Run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
@@ -255,6 +256,24 @@ def test_finished_run_is_not_repeated(alone):
     assert result.finished and result.iteration == 24 and len(result.history) == 6
     assert torch.equal(weights(other), weights(net))
     assert (folder / "history.csv").read_bytes() == before
+
+
+def test_a_run_that_another_process_just_ended_is_not_repeated(
+    alone, tmp_path, monkeypatch
+):
+    folder, net = alone
+    hold = RunFolder._hold
+
+    def at_the_last_moment(ours):
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        hold(ours)
+
+    monkeypatch.setattr(RunFolder, "_hold", at_the_last_moment)
+    monkeypatch.setattr(_Training, "step", None)
+    other = small_net(seed=9)
+    assert fit(other, DIGITS, SHORT, tmp_path, progress=False).finished
+    assert torch.equal(weights(other), weights(net))
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
