@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
@@ -32,6 +33,7 @@ __all__ = [
     "load_data",
     "load_digits",
     "plan_epoch",
+    "shrunk",
 ]
 
 PADDING = 4  # pixels on each side before the random crop; paper §4.2
@@ -477,6 +479,11 @@ class Batches:
         self.generator.set_state(state["epoch_seed"])
         self._new_epoch()
         self.position = state["position"]
+
+
+def shrunk(images: Tensor, size: int) -> Tensor:
+    """float32 (N, 3, H, W) to (N, 3, size, size): means over the pixels covered."""
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ PARTS = ("train", "validation", "test")
 # Fields of a recipe in which the runs of one study may differ.
 OWN = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
 
+# What runs did that were recorded before these fields of a recipe were a choice.
+OLDER = {"schedule": "steps", "small_until": 0, "small_size": 24}
+
 
 # --- writing --------------------------------------------------------------------------
 
@@ -119,8 +122,7 @@ def _commit() -> str | None:
 def read_about(folder: Path) -> dict:
     """A run folder's recipe.json: the model, the data and the recipe."""
     about = read_json(folder / "recipe.json", "model", "data", "recipe")
-    about["recipe"].setdefault("schedule", "steps")  # runs from before the choice
-    return about
+    return about | {"recipe": OLDER | about["recipe"]}
 
 
 def read_json(path: Path, *keys: str) -> dict:

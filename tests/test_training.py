@@ -24,7 +24,7 @@ from resnet_lib import (
     train_step,
 )
 from resnet_lib.checkpoints import RunFolder, to_bytes
-from resnet_lib.data import Normalisation, load_digits
+from resnet_lib.data import Normalisation, load_digits, shrunk
 from resnet_lib.runs import Run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
 from resnet_lib.training import (
@@ -81,6 +81,28 @@ def test_triangular_schedule():
             dataclasses.replace(recipe, milestones=milestones)
     with pytest.raises(ValueError, match="choose 'steps' or 'triangular'"):
         Recipe(schedule="cosine")
+
+
+def test_small_images_first():
+    recipe = Recipe(5, milestones=(), batch_size=16, validation=100)
+    recipe = dataclasses.replace(recipe, small_until=3, small_size=16)
+    sizes = []
+    net = small_net()
+    net.conv1.register_forward_pre_hook(
+        lambda conv, x: sizes.append(x[0].shape[2:]) if conv.training else None
+    )
+    fit(net, DIGITS, recipe, progress=False)
+    assert sizes == [(16, 16)] * 3 + [(32, 32)] * 2  # and judged at full size
+    assert recipe.scaled(10).small_until == 6
+    with pytest.raises(ValueError, match="iteration up to 5"):
+        dataclasses.replace(recipe, small_until=6)
+
+
+def test_a_shrunk_pixel_is_a_mean_of_those_it_covers():
+    halves = torch.zeros(1, 3, 32, 32)
+    halves[..., 16:] = 1
+    small = shrunk(halves, 16)[0, 0, 0]
+    assert small.tolist() == [0] * 7 + [0.125, 0.875] + [1] * 7
 
 
 def test_paper_recipe_is_the_papers():
@@ -214,6 +236,10 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     minutes = expected_minutes(model, DIGITS, recipe)
     # 3,000 updates, and three looks at 37 + 360 images: about one update's work each.
     assert minutes == pytest.approx(3_003 * 0.02 / 60, rel=0.1)
+    # Half of the updates on a quarter of the pixels: three eighths less.
+    recipe = dataclasses.replace(recipe, small_until=1_500, small_size=16)
+    minutes = expected_minutes(model, DIGITS, recipe)
+    assert minutes == pytest.approx(1_878 * 0.02 / 60, rel=0.1)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert torch.equal(weights(model), before)
 
