@@ -482,7 +482,7 @@ class Batches:
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
-    """float32 (N, 3, H, W) to (N, 3, size, size): means over the pixels covered."""
+    """float32 (N, 3, H, W) to (N, 3, size, size), by weighted means of near pixels."""
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 

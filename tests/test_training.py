@@ -84,8 +84,8 @@ def test_triangular_schedule():
 
 
 def test_small_images_first():
-    recipe = Recipe(5, milestones=(), batch_size=16, validation=100)
-    recipe = dataclasses.replace(recipe, small_until=3, small_size=16)
+    few = {"milestones": (), "batch_size": 16, "validation": 100}
+    recipe = Recipe(5, **few, small_until=3, small_size=16)
     sizes = []
     net = small_net()
     net.conv1.register_forward_pre_hook(
@@ -98,7 +98,7 @@ def test_small_images_first():
         dataclasses.replace(recipe, small_until=6)
 
 
-def test_a_shrunk_pixel_is_a_mean_of_those_it_covers():
+def test_a_shrunk_pixel_is_a_weighted_mean():
     halves = torch.zeros(1, 3, 32, 32)
     halves[..., 16:] = 1
     small = shrunk(halves, 16)[0, 0, 0]
