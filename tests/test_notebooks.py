@@ -103,10 +103,31 @@ def _assert_or_figure(path, section, last):
     assert proof or has_figure(cell) or "check" in source, f"{path.stem}: {section}"
 
 
+def title(path):
+    return prose(path).splitlines()[0].removeprefix("# ")
+
+
 def test_navigation_leads_along_the_series():
     for before, after in pairwise(LESSONS):
-        assert f"]({after.name})" in prose(before).split("\n## ")[0]
-        assert f"]({before.name})" in prose(after).split("\n## ")[0]
+        assert f"[next: {title(after)} →]({after.name})" in prose(before)
+        assert f"[← {title(before)}]({before.name})" in prose(after)
+
+
+def test_a_lesson_is_called_by_its_title():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    for lesson, solutions in zip(LESSONS, SOLUTIONS, strict=True):
+        assert f"[{title(lesson)}](notebooks/{lesson.name})" in readme
+        assert title(solutions) == f"Solutions to {title(lesson)}"
+        assert f"[← {title(lesson)}](../{lesson.name})" in prose(solutions)
+
+
+@pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=by_name)
+def test_no_cell_keeps_the_marks_of_another_format(path):
+    assert not [
+        source
+        for _, source, _ in read(path)
+        if re.search(r"^(# %%|%% \[)", source, re.M)
+    ]
 
 
 @pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=by_name)
