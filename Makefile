@@ -11,13 +11,14 @@ endif
 PYTHON ?= python3
 COLAB_PYTHON ?= python3.13
 BIN := .venv/bin
-# Two notebooks side by side, each on half of the cores: sooner done than one on all.
-# Their live trainings are cut to 60 iterations, what notebook 05 shows anyway.
+# Two test files or notebooks side by side, each on half of the cores: sooner done than
+# one on all.
 THREADS = $$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // 2))")
-NBVAL = RESNET_LIB_ITERATIONS=$${RESNET_LIB_ITERATIONS:-60} OMP_NUM_THREADS=$(THREADS) \
-        $(BIN)/python -m pytest --nbval-lax \
-        --nbval-cell-timeout=600 --no-header -p no:cacheprovider -n 2 --dist loadfile \
+PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
+NBVAL = $(PYTEST) --nbval-lax --nbval-cell-timeout=600 --no-header -p no:cacheprovider \
         notebooks
+# Live trainings are cut to a few iterations: every line runs, no curve is judged.
+notebooks-cifar10 notebooks-digits colab: export RESNET_LIB_ITERATIONS ?= 20
 FAULT_KILLS ?= 30
 ARGS ?=
 
@@ -31,7 +32,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 unit: .venv/ready
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
 # Every notebook on CIFAR-10 (downloaded to data/ if it is not at hand) …
 notebooks-cifar10: .venv/ready

@@ -52,7 +52,7 @@ PARTS = ("train", "validation", "test")
 OWN = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
 
 # What runs did that were recorded before these fields of a recipe were a choice.
-OLDER = {"schedule": "steps", "small_until": 0, "small_size": 24}
+OLDER = {"schedule": "steps", "small_until": [], "small_size": []}
 
 
 # --- writing --------------------------------------------------------------------------
@@ -122,7 +122,12 @@ def _commit() -> str | None:
 def read_about(folder: Path) -> dict:
     """A run folder's recipe.json: the model, the data and the recipe."""
     about = read_json(folder / "recipe.json", "model", "data", "recipe")
-    return about | {"recipe": OLDER | about["recipe"]}
+    recipe = OLDER | about["recipe"]
+    if isinstance(recipe["small_until"], int):  # there was one small size at most
+        some = recipe["small_until"] > 0
+        for name in ("small_until", "small_size"):
+            recipe[name] = [recipe[name]] if some else []
+    return about | {"recipe": recipe}
 
 
 def read_json(path: Path, *keys: str) -> dict:

@@ -25,7 +25,15 @@ from resnet_lib.data import (
 )
 from resnet_lib.distributed import joined
 from resnet_lib.resnet import get_model
-from resnet_lib.training import PAPER, QUICK, SMOOTHED, Fit, Recipe, fit
+from resnet_lib.training import (
+    PAPER,
+    QUICK,
+    SEQUENCES,
+    SMOOTHED,
+    Fit,
+    Recipe,
+    fit,
+)
 
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # Where in a run its weights are kept: the start, the climb, and each drop of the rate.
@@ -61,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
             recipe.add_argument(flag, action=argparse.BooleanOptionalAction)
-        elif field.name == "milestones":
+        elif field.name in SEQUENCES:
             recipe.add_argument(flag, type=int, nargs="*")
         else:
             kind = field.type if isinstance(field.type, type) else float

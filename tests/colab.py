@@ -43,7 +43,6 @@ def environment(clone: Path) -> dict[str, str]:
         "GIT_CONFIG_VALUE_0": PROJECT["urls"]["Repository"],
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # Python 3.13 is new to the old debugger
         "RESNET_LIB_DATA": os.environ.get("RESNET_LIB_DATA", str(ROOT / "data")),
-        "RESNET_LIB_ITERATIONS": os.environ.get("RESNET_LIB_ITERATIONS", "60"),
     }
 
 

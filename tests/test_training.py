@@ -85,17 +85,22 @@ def test_triangular_schedule():
 
 def test_small_images_first():
     few = {"milestones": (), "batch_size": 16, "validation": 100}
-    recipe = Recipe(5, **few, small_until=3, small_size=16)
+    recipe = Recipe(5, **few, small_until=(1, 3), small_size=(16, 24))
     sizes = []
     net = small_net()
     net.conv1.register_forward_pre_hook(
         lambda conv, x: sizes.append(x[0].shape[2:]) if conv.training else None
     )
     fit(net, DIGITS, recipe, progress=False)
-    assert sizes == [(16, 16)] * 3 + [(32, 32)] * 2  # and judged at full size
-    assert recipe.scaled(10).small_until == 6
-    with pytest.raises(ValueError, match="iteration up to 5"):
-        dataclasses.replace(recipe, small_until=6)
+    # In training; it is judged at full size.
+    assert [height for height, _ in sizes] == [16, 24, 24, 32, 32]
+    assert recipe.scaled(10).small_until == (2, 6)
+    for until in [(1, 6), (3, 1)]:
+        with pytest.raises(ValueError, match="up to 5 in rising order"):
+            dataclasses.replace(recipe, small_until=until)
+    for size in [(16,), (16, 0)]:
+        with pytest.raises(ValueError, match="for each of small_until"):
+            dataclasses.replace(recipe, small_size=size)
 
 
 def test_a_shrunk_pixel_is_a_weighted_mean():
@@ -237,7 +242,7 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     # 3,000 updates, and three looks at 37 + 360 images: about one update's work each.
     assert minutes == pytest.approx(3_003 * 0.02 / 60, rel=0.1)
     # Half of the updates on a quarter of the pixels: three eighths less.
-    recipe = dataclasses.replace(recipe, small_until=1_500, small_size=16)
+    recipe = dataclasses.replace(recipe, small_until=(1_500,), small_size=(16,))
     minutes = expected_minutes(model, DIGITS, recipe)
     assert minutes == pytest.approx(1_878 * 0.02 / 60, rel=0.1)
     assert torch.equal(torch.get_rng_state(), drawn)
