@@ -165,7 +165,7 @@ QUICK = dataclasses.replace(
     small_size=(16, 24),
     eval_every=500,
 )
-# The paper's recipe in about a minute on two CPU cores: a look, not a result.
+# The paper's recipe in a few minutes on two CPU cores: a look, not a result.
 PREVIEW = dataclasses.replace(PAPER.scaled(400), log_every=20, eval_every=100)
 
 
