@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from resnet_lib import PAPER, SMOOTHED, Recipe, plots
+from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, plots
 from resnet_lib.results import beside_the_paper, cifar10_runs, draw, updated
 from resnet_lib.runs import (
     COLUMNS,
@@ -35,6 +35,13 @@ def test_both_recipes_reach_91_percent():
         assert run.final["test_error"] < 0.09
         assert run.recipe["iterations"] >= 16_000
         assert len(run.recipe["milestones"]) == 2
+
+
+def test_quick_reaches_91_percent_with_every_seed():
+    length = f"{QUICK.iterations // 1_000}k"
+    seeds = [run for n, run in RUNS.items() if n.startswith(f"resnet18-quick-{length}")]
+    assert len(seeds) >= 2
+    assert max(run.final["test_error"] for run in seeds) < 0.09
 
 
 @pytest.mark.parametrize("name", RUNS)
