@@ -120,9 +120,8 @@ class Recipe:
                 f"Recipe.small_until {self.small_until}: give iterations up to "
                 f"{self.iterations} in rising order, or none."
             )
-        if len(self.small_size) != len(self.small_until) or not all(
-            size > 0 for size in self.small_size
-        ):
+        fits = len(self.small_size) == len(self.small_until)
+        if not fits or min(self.small_size, default=1) < 1:
             raise ValueError(
                 f"Recipe.small_size {self.small_size}: give one number of pixels, 1 or "
                 f"more, for each of small_until, {self.small_until}."

@@ -246,11 +246,11 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     recipe = Recipe(iterations=3_000, milestones=(), validation=37, eval_every=1_000)
     minutes = expected_minutes(model, DIGITS, recipe)
     # 3,000 updates, and three looks at 37 + 360 images: about one update's work each.
-    assert minutes == pytest.approx(3_003 * 0.02 / 60, rel=0.1)
+    assert minutes == pytest.approx(3_003 * 0.02 / 60, rel=1e-3)
     # Half of the updates on a quarter of the pixels: three eighths less.
     recipe = dataclasses.replace(recipe, small_until=(1_500,), small_size=(16,))
     minutes = expected_minutes(model, DIGITS, recipe)
-    assert minutes == pytest.approx(1_878 * 0.02 / 60, rel=0.1)
+    assert minutes == pytest.approx(1_878 * 0.02 / 60, rel=1e-3)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert torch.equal(weights(model), before)
 
