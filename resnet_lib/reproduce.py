@@ -49,13 +49,14 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """resnet18-paper-32k; shortcuts, other data, warm-ups and seeds show too."""
+        """resnet18-paper-32k; what else differs between recorded runs shows too."""
         iterations = self.recipe.iterations
         parts = [
             self.network,
             self.base,
             f"{iterations // 1000}k" if iterations % 1000 == 0 else str(iterations),
             self.data if self.data != "cifar10" else "",
+            self.recipe.precision if self.recipe.precision != "auto" else "",
             "warmup" if self.recipe.warmup_lr else "",
             f"seed{self.recipe.seed}" if self.recipe.seed else "",
         ]
@@ -112,7 +113,7 @@ def read_plan(path: Path | str) -> list[Planned]:
             if run.name in runs:
                 raise ValueError(
                     f"another run has its name, {run.name}; only network, recipe, "
-                    "length, data, warm-up and seed show in it"
+                    "length, data, precision, warm-up and seed show in it"
                 )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: the run {entry}: {error}.") from error

@@ -136,7 +136,7 @@ def test_a_plan_that_cannot_be_carried_out(tmp_path, text, words):
 def test_what_differs_shows_in_the_name(tmp_path):
     path = tmp_path / "plan.toml"
     entries = ("", ", seed = 1", ', shortcut = "B"', ', data = "digits"')
-    entries += (", warmup_lr = 0.01",)
+    entries += (", warmup_lr = 0.01", ', precision = "bf16", seed = 1')
     runs = ", ".join(f'{{model = "resnet20"{entry}}}' for entry in entries)
     path.write_text(f"runs = [{runs}]")
     assert [run.name for run in read_plan(path)] == [
@@ -145,6 +145,7 @@ def test_what_differs_shows_in_the_name(tmp_path):
         "resnet20-B-paper-64k",
         "resnet20-paper-64k-digits",
         "resnet20-paper-64k-warmup",
+        "resnet20-paper-64k-bf16-seed1",
     ]
 
 

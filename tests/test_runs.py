@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,11 +38,11 @@ def test_both_recipes_reach_91_percent():
         assert len(run.recipe["milestones"]) == 2
 
 
-def test_quick_reaches_91_percent_with_every_seed():
+def test_quick_reaches_91_percent_in_the_mean_of_five_seeds():
     length = f"{QUICK.iterations // 1_000}k"
-    seeds = [run for n, run in RUNS.items() if n.startswith(f"resnet18-quick-{length}")]
-    assert len(seeds) >= 2
-    assert max(run.final["test_error"] for run in seeds) < 0.09
+    runs = [run for n, run in RUNS.items() if n.startswith(f"resnet18-quick-{length}")]
+    assert len({run.recipe["seed"] for run in runs}) >= 5
+    assert statistics.mean(run.final["test_error"] for run in runs) < 0.09
 
 
 @pytest.mark.parametrize("name", RUNS)
