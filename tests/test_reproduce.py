@@ -258,7 +258,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, capfd):
     places = Places(tmp_path / "work", tmp_path / "data" / "runs")
     assert main(arguments(path, places)) == 1
     written = capfd.readouterr()
-    assert "resnet8-paper-30-digits: " in written.err
+    assert "resnet8-paper-30-digits-fp32: " in written.err
     assert "The loss is nan" in written.err
     assert "1 done, 1 partial, 0 missing" in written.out
 
