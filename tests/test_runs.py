@@ -42,7 +42,9 @@ def test_quick_reaches_91_percent_in_the_mean_of_five_seeds():
     length = f"{QUICK.iterations // 1_000}k"
     runs = [run for n, run in RUNS.items() if n.startswith(f"resnet18-quick-{length}")]
     assert len({run.recipe["seed"] for run in runs}) >= 5
-    assert statistics.mean(run.final["test_error"] for run in runs) < 0.09
+    mean = statistics.mean(run.final["test_error"] for run in runs)
+    assert mean < 0.09
+    assert f"misjudges {100 * mean:.2f} % of the test images" in README.read_text()
 
 
 @pytest.mark.parametrize("name", RUNS)
