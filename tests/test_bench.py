@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -57,6 +59,20 @@ def test_figure_has_a_panel_for_training_and_one_for_evaluation():
     assert [title.split(":")[0] for title in titles] == [ROW, "resnet20, evaluation"]
     assert [len(ax.patches) for ax in figure.axes] == [3, 3]
     plt.close(figure)
+
+
+def test_readme_tells_what_the_benchmark_recorded():
+    home = Path(__file__).parent.parent
+    readme = (home / "README.md").read_text(encoding="utf-8")
+    report = json.loads((home / "data/bench.json").read_text())
+    for change in report["changes"]["results"].values():
+        lowest, median, highest = change["changed / as is"]
+        assert f"| {median:.2f} ({lowest:.2f}–{highest:.2f}) |" in readme
+    results = report["throughput"]["results"]
+    for what in ("training", "evaluation"):
+        rows = [row for name, row in results.items() if name.endswith(what)]
+        gains = [row["ours / textbook"][1] for row in rows]
+        assert f"{min(gains):.2f} to {max(gains):.2f} times" in readme
 
 
 def test_multiply_adds_are_those_of_the_layers():
