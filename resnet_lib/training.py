@@ -155,12 +155,12 @@ SMOOTHED = Recipe(label_smoothing=0.1, weight_decay=5e-4, validation=0)
 # are small at first.
 QUICK = dataclasses.replace(
     SMOOTHED,
-    iterations=18_000,
-    milestones=(3_600,),
+    iterations=24_000,
+    milestones=(4_800,),
     schedule="triangular",
     lr=0.2,
     nesterov=True,
-    small_until=(6_300, 14_400),
+    small_until=(8_400, 19_200),
     small_size=(16, 24),
     eval_every=500,
 )

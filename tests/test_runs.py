@@ -38,13 +38,16 @@ def test_both_recipes_reach_91_percent():
         assert len(run.recipe["milestones"]) == 2
 
 
-def test_quick_reaches_91_percent_in_the_mean_of_five_seeds():
+def test_quick_reaches_91_percent_with_every_one_of_five_seeds():
     length = f"{QUICK.iterations // 1_000}k"
     runs = [run for n, run in RUNS.items() if n.startswith(f"resnet18-quick-{length}")]
     assert len({run.recipe["seed"] for run in runs}) >= 5
-    mean = statistics.mean(run.final["test_error"] for run in runs)
-    assert mean < 0.09
-    assert f"misjudges {100 * mean:.2f} % of the test images" in README.read_text()
+    errors = [run.final["test_error"] for run in runs]
+    assert max(errors) < 0.09
+    mean, best, worst = (100 * f(errors) for f in (statistics.mean, min, max))
+    told = f"misjudges {mean:.2f} % of the test images in the mean of five seeds"
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{told} ({best:.2f} to {worst:.2f} %)" in words
 
 
 @pytest.mark.parametrize("name", RUNS)
