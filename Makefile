@@ -47,11 +47,11 @@ train: .venv/ready
 
 # What is missing of data/plans/cpu.toml, or of ARGS="data/plans/gpu.toml --jobs 4".
 reproduce: .venv/ready
-	$(BIN)/python -m resnet_lib.reproduce $(ARGS)
+	$(BIN)/python -m workshop.reproduce $(ARGS)
 
 # Execute notebooks in place: all, or those named in ARGS.
 notebooks: .venv/ready
-	$(BIN)/python execute.py $(ARGS)
+	$(BIN)/python -m workshop.execute $(ARGS)
 
 # Training killed, starved of disk, fed damaged files, over and over: no work is lost.
 faults: .venv/ready
@@ -60,7 +60,7 @@ faults: .venv/ready
 
 # The address in pyproject.toml, carried to every badge, set-up cell and link.
 badges: .venv/ready
-	$(BIN)/python badges.py
+	$(BIN)/python -m workshop.badges
 
 # Every notebook as in Colab: its Python and packages, an empty folder, a fetched project.
 colab: .colab/ready
@@ -68,16 +68,16 @@ colab: .colab/ready
 
 # The web site, from the committed outputs: open .site/html/index.html.
 site: .site/ready
-	$(BIN)/sphinx-build -q -W --keep-going -c site -d .site/doctrees . .site/html
+	$(BIN)/sphinx-build -q -W --keep-going -c workshop/site -d .site/doctrees . .site/html
 
 # Every page in a browser (Chromium, if the system has none: playwright install chromium).
 site-test: site
 	$(BIN)/python -m pip install --quiet --editable '.[browser,test]'
-	$(BIN)/python -m pytest site
+	$(BIN)/python -m pytest workshop/site
 
 # The README's table and figure, from data/runs.
 results: .venv/ready
-	$(BIN)/python -m resnet_lib.results
+	$(BIN)/python -m workshop.results
 
 # Notebook 06 used by mouse in JupyterLab and Notebook 7, in the system's Chromium or
 # in one that is fetched.
@@ -88,12 +88,12 @@ browser: .venv/ready
 
 # How fast the widgets of notebook 06 follow their controls, on this machine.
 latency: .venv/ready
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python workshop/benchmarks/latency.py
 
 # Images per second beside a textbook loop and this machine's limit. ARGS=--write keeps
 # data/bench.json and draws data/bench.png; ARGS=--changes tries single changes.
 bench: .venv/ready
-	$(BIN)/python benchmarks/throughput.py $(ARGS)
+	$(BIN)/python workshop/benchmarks/throughput.py $(ARGS)
 
 # The widgets' tests with what Colab runs: ipywidgets 7.7.1 and IPython 7.34, in an
 # environment of its own that borrows PyTorch and the rest from .venv.

@@ -10,27 +10,13 @@ from resnet_lib.basic_block import (
     PlainBlock,
     make_shortcut,
 )
-from resnet_lib.data import (
-    Augmenter,
-    Batches,
-    Dataset,
-    Images,
-    Normalisation,
-    load_data,
-)
+from resnet_lib.data import Augmenter, Batches, Dataset, Images, Normalisation
+from resnet_lib.datasets import load_data
+from resnet_lib.device import device_profile
+from resnet_lib.fit import fit
+from resnet_lib.recipe import PAPER, PREVIEW, QUICK, SMOOTHED, Recipe, learning_rate_at
 from resnet_lib.resnet import ResNet, get_model
-from resnet_lib.training import (
-    PAPER,
-    PREVIEW,
-    QUICK,
-    SMOOTHED,
-    Recipe,
-    device_profile,
-    evaluate,
-    fit,
-    learning_rate_at,
-    train_step,
-)
+from resnet_lib.training import evaluate, train_step
 
 __all__ = [
     "PAPER",

@@ -27,7 +27,7 @@ from resnet_lib.runs import (
 )
 
 if TYPE_CHECKING:
-    from resnet_lib.training import _Training
+    from resnet_lib.training import Training
 
 __all__ = ["RunFolder", "from_bytes", "network_name", "to_bytes"]
 
@@ -49,9 +49,7 @@ class RunFolder:
     newest and the one before it. At the end: weights.pt in place of the checkpoints.
     """
 
-    def __init__(
-        self, path: Path, state: "_Training", snapshots: Sequence[int]
-    ) -> None:
+    def __init__(self, path: Path, state: "Training", snapshots: Sequence[int]) -> None:
         self.path, self.state, self.snapshots = path, state, set(snapshots)
         self.history = path / "history.csv"
         self.weights = path / "weights.pt"
@@ -63,11 +61,20 @@ class RunFolder:
         """Make the folder or go on with it; True if its run is finished already."""
         try:
             finished = self._open()
-            self.state.follow()
+            self._share()
         except BaseException:
             self.lock.release()
             raise
         return finished
+
+    def _share(self) -> None:
+        """Every rank goes on from where rank 0 stands."""
+        state = self.state
+        if state.ranks.size == 1:
+            return
+        content = state.ranks.lead(lambda: to_bytes(state.state_dict()))
+        if not state.ranks.first:
+            state.load_state_dict(from_bytes(content))
 
     @_led
     def _open(self) -> bool:

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from resnet_lib.data import data_home
+from resnet_lib.paths import data_home
 
 __all__ = ["set_up"]
 

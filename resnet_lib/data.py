@@ -1,25 +1,11 @@
-"""CIFAR-10 and the embedded digits: find, download, verify, augment, batch."""
+"""Pictures as tensors: split, normalise, augment, batch. Notebook 04; paper §4.2."""
 
-import hashlib
-import http.client
-import os
-import pickle
-import shutil
-import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
-
-from resnet_lib.progress import progress_bar
 
 __all__ = [
     "Augmenter",
@@ -27,21 +13,11 @@ __all__ = [
     "Dataset",
     "Images",
     "Normalisation",
-    "download_cifar10",
-    "find_cifar10",
-    "load_cifar10",
-    "load_data",
-    "load_digits",
     "plan_epoch",
     "shrunk",
 ]
 
 PADDING = 4  # pixels on each side before the random crop; paper §4.2
-URL = CIFAR10.url
-ARCHIVE, ARCHIVE_MD5 = CIFAR10.filename, CIFAR10.tgz_md5
-FOLDER = CIFAR10.base_folder
-FILES = dict([*CIFAR10.train_list, *CIFAR10.test_list])
-FILES[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
 
 
 @dataclass(frozen=True)
@@ -117,193 +93,6 @@ class Dataset:
         if validation == 0:
             return self.train, None
         return self.train[:-validation], self.train[-validation:]
-
-
-# --- finding and loading --------------------------------------------------------------
-
-
-def data_home() -> Path:
-    """The project's `data/` folder, which holds the recorded runs."""
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
-
-
-def data_root() -> Path:
-    """The folder that holds `cifar-10-batches-py`: `RESNET_LIB_DATA`, else `data/`."""
-    path = os.environ.get("RESNET_LIB_DATA")
-    return Path(path).expanduser() if path else data_home()
-
-
-def find_cifar10(root: Path | str | None = None) -> Path | None:
-    """The folder with CIFAR-10's files, or None where there is no such folder.
-
-    Raises RuntimeError, naming the file and the remedy, if a file is missing or
-    damaged.
-    """
-    folder = Path(root or data_root()) / FOLDER
-    if not folder.is_dir():
-        return None
-    for name, md5 in FILES.items():
-        if not (folder / name).is_file():
-            problem = "is missing"
-        elif not check_integrity(folder / name, md5):
-            problem = "is damaged (its md5 sum is wrong)"
-        else:
-            continue
-        raise RuntimeError(
-            f"{folder / name} {problem}. Delete the folder {folder} and run again to "
-            "download CIFAR-10 afresh."
-        )
-    return folder
-
-
-def download_cifar10(root: Path | str | None = None, url: str | None = None) -> Path:
-    """Download, verify and unpack CIFAR-10 (170 MB); returns its folder.
-
-    `url` is another address of the same archive, `file:///…` for one already on disk;
-    by default `RESNET_LIB_CIFAR10_URL`, else the official one. What was downloaded
-    before an interruption is kept and the next call goes on from there. The archive is
-    unpacked beside its final place and renamed at the end, so a half-written set is
-    never found.
-
-    Raises OSError if the address cannot be read or the archive is not CIFAR-10.
-    """
-    root = Path(root or data_root())
-    if folder := find_cifar10(root):
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    archive = root / ARCHIVE
-    if not check_integrity(archive, ARCHIVE_MD5):
-        _fetch(url or os.environ.get("RESNET_LIB_CIFAR10_URL") or URL, archive)
-    unpacked = root / (FOLDER + ".part")
-    shutil.rmtree(unpacked, ignore_errors=True)
-    unpacked.mkdir()
-    with tarfile.open(archive) as tar:
-        # Only the files we know, each to a path that we choose.
-        for name in FILES:
-            source = tar.extractfile(f"{FOLDER}/{name}")
-            with source, open(unpacked / name, "wb") as target:
-                shutil.copyfileobj(source, target)
-    unpacked.rename(root / FOLDER)
-    archive.unlink()
-    return find_cifar10(root)
-
-
-def _fetch(url: str, path: Path) -> None:
-    """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
-    part = path.with_name(path.name + ".part")
-    start = part.stat().st_size if part.exists() else 0
-    help = (
-        "Run again to go on from there, or give another address of the same archive in "
-        "RESNET_LIB_CIFAR10_URL (file:///… for one on disk)."
-    )
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        with urllib.request.urlopen(request, timeout=20) as response:
-            if response.status != 206:  # the server sends the whole file
-                start = 0
-            size = response.headers.get("Content-Length")
-            bar = progress_bar(
-                desc="CIFAR-10",
-                initial=start,
-                total=start + int(size) if size else None,
-                unit="B",
-                unit_scale=True,
-            )
-            with bar, open(part, "ab" if start else "wb") as file:
-                while chunk := response.read(1 << 18):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if size and part.stat().st_size < start + int(size):
-                raise OSError("the connection closed early")
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send; the md5 sum decides
-            raise OSError(f"{url} could not be read: {error}. {help}") from error
-    # ValueError: an address without a scheme; HTTPException is no OSError.
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{url} could not be read: {error}. {help}") from error
-    if not check_integrity(part, ARCHIVE_MD5):
-        found = hashlib.md5(part.read_bytes()).hexdigest()
-        part.unlink()
-        raise OSError(
-            f"{url} is not the CIFAR-10 archive (md5 {found}, expected {ARCHIVE_MD5}); "
-            "the file was deleted. Run again, or give another address in "
-            "RESNET_LIB_CIFAR10_URL."
-        )
-    part.rename(path)
-
-
-def load_cifar10(root: Path | str | None = None) -> Dataset:
-    """CIFAR-10 from disk: 50,000 training and 10,000 test images of ten classes.
-
-    Raises FileNotFoundError where it is not on disk; see `download_cifar10`.
-    """
-    folder = find_cifar10(root)
-    if folder is None:
-        raise FileNotFoundError(
-            f"No CIFAR-10 in {root or data_root()}. Run `python -m resnet_lib.data` to "
-            f"download it, or point RESNET_LIB_DATA at the folder that holds {FOLDER}."
-        )
-    return _read(folder)
-
-
-def _read(folder: Path) -> Dataset:
-    """The set in a folder whose files were just checked; torchvision would again."""
-    names = pickle.loads((folder / CIFAR10.meta["filename"]).read_bytes())
-    parts = [
-        _images(folder, files) for files in (CIFAR10.train_list, CIFAR10.test_list)
-    ]
-    return Dataset("cifar10", tuple(names[CIFAR10.meta["key"]]), *parts)
-
-
-def _images(folder: Path, files: list[list[str]]) -> Images:
-    batches = [
-        pickle.loads((folder / name).read_bytes(), encoding="latin1")
-        for name, _ in files
-    ]
-    pixels = np.concatenate([batch["data"] for batch in batches])
-    labels = [label for batch in batches for label in batch["labels"]]
-    return Images(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels))
-
-
-def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits as uint8 (N, 3, 32, 32): 1,437 train, 360
-    test.
-
-    The embedded default, for a machine without CIFAR-10: each 8×8 image is enlarged
-    four times and its one channel repeated.
-    """
-    from sklearn.datasets import load_digits as load
-
-    digits = load()
-    small = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
-    images = small[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    images = images.expand(-1, 3, -1, -1).contiguous()  # (1797, 3, 32, 32)
-    labels = torch.from_numpy(np.asarray(digits.target, dtype=np.int64))
-    # Every fifth is a test image: all writers and all classes on both sides.
-    test = torch.arange(len(labels)) % 5 == 0
-    names = tuple(str(digit) for digit in range(10))
-    digits = Images(images, labels)
-    return Dataset("digits", names, train=digits[~test], test=digits[test])
-
-
-def load_data(root: Path | str | None = None, download: bool = True) -> Dataset:
-    """CIFAR-10 from disk, else downloaded, else the embedded digits, saying which.
-
-    Raises RuntimeError for CIFAR-10 files that are there but damaged: they are never
-    replaced in silence.
-    """
-    try:
-        return _read(download_cifar10(root)) if download else load_cifar10(root)
-    except OSError as error:
-        print(f"CIFAR-10 is not at hand: {error}")
-        print("Going on with scikit-learn's digits: same code, other numbers.")
-        return load_digits()
-
-
-# --- from uint8 to batches ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -484,7 +273,3 @@ class Batches:
 def shrunk(images: Tensor, size: int) -> Tensor:
     """float32 (N, 3, H, W) to (N, 3, size, size), by weighted means of near pixels."""
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-
-
-if __name__ == "__main__":
-    print(f"CIFAR-10 is in {download_cifar10()}")

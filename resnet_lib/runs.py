@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from resnet_lib.data import data_home
+from resnet_lib.paths import data_home
 from resnet_lib.resnet import ResNet, get_model
+from resnet_lib.training import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "COLUMNS",
     "Run",
     "histories",
     "load_run",
@@ -35,17 +35,6 @@ __all__ = [
     "runs_table",
 ]
 
-COLUMNS = (
-    "iteration",
-    "lr",
-    "train_loss",
-    "train_error",
-    "validation_loss",
-    "validation_error",
-    "test_loss",
-    "test_error",
-    "seconds",
-)
 PARTS = ("train", "validation", "test")
 
 # Fields of a recipe in which the runs of one study may differ.

@@ -16,24 +16,13 @@ from pathlib import Path
 
 import torch
 
-from resnet_lib.data import (
-    Dataset,
-    download_cifar10,
-    find_cifar10,
-    load_cifar10,
-    load_digits,
-)
+from resnet_lib.cifar10 import download_cifar10, find_cifar10
+from resnet_lib.data import Dataset
+from resnet_lib.datasets import load_cifar10, load_digits
 from resnet_lib.distributed import joined
+from resnet_lib.fit import Fit, fit
+from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
-from resnet_lib.training import (
-    PAPER,
-    QUICK,
-    SEQUENCES,
-    SMOOTHED,
-    Fit,
-    Recipe,
-    fit,
-)
 
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # Where in a run its weights are kept: the start, the climb, and each drop of the rate.

@@ -1,278 +1,33 @@
-"""The paper's recipe, and the loop that follows it."""
+"""One update, a look at the result, and the state of a training. Notebook 04."""
 
 import contextlib
-import copy
-import ctypes
-import dataclasses
 import math
-import platform
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib.checkpoints import RunFolder, from_bytes, network_name, to_bytes
-from resnet_lib.data import Batches, Dataset, Images, Normalisation, shrunk
+from resnet_lib.data import Batches, Images, Normalisation, shrunk
+from resnet_lib.device import DeviceProfile, device_profile
 from resnet_lib.distributed import Ranks
-from resnet_lib.progress import progress_bar
+from resnet_lib.recipe import image_size_at, learning_rate_at
 from resnet_lib.resnet import evaluating
-from resnet_lib.runs import COLUMNS
 
-__all__ = [
-    "PAPER",
-    "PREVIEW",
-    "QUICK",
-    "SMOOTHED",
-    "DeviceProfile",
-    "Evaluation",
-    "Fit",
-    "Recipe",
-    "device_profile",
-    "evaluate",
-    "expected_minutes",
-    "fit",
-    "image_size_at",
-    "learning_rate_at",
-    "train_step",
-]
+__all__ = ["Evaluation", "Training", "evaluate", "train_step"]
 
-
-# --- the recipe -----------------------------------------------------------------------
-
-# Fields of a recipe that hold several numbers; JSON and the command line give lists.
-SEQUENCES = ("milestones", "small_until", "small_size")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every hyper-parameter of a run; the defaults are the paper's (§4.2).
-
-    Iterations, not epochs, are the unit. Vary a recipe with `dataclasses.replace`.
-    """
-
-    iterations: int = 64_000
-    milestones: tuple[int, ...] = (
-        32_000,
-        48_000,
-    )  # the learning rate is divided by 10 here
-    # "steps", or "triangular": up in a straight line to lr at the one milestone, then
-    # down to nothing at the end.
-    schedule: str = "steps"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4  # on every parameter, BN and biases too
-    batch_size: int = 128
-    label_smoothing: float = 0.0
-    # Small images first: before iteration small_until[0], training images are shrunk to
-    # small_size[0] pixels a side, then before small_until[1] to small_size[1], … 24 in
-    # place of 32 leave nine sixteenths of the work, 16 a quarter.
-    small_until: tuple[int, ...] = ()
-    small_size: tuple[int, ...] = ()
-    # For 110 layers the paper starts with lr 0.01 until the training error is under 80
-    # %.
-    warmup_lr: float | None = None
-    warmup_error: float = 0.8
-    # 45k/5k split: training images set aside to choose by. 0 trains on all of them.
-    validation: int = 5_000
-    per_pixel_mean: bool = False  # the paper's; see data.Normalisation
-    black_border: bool = False
-    seed: int = 0
-    precision: str = "auto"  # "bf16", "fp32", or what suits the device
-    log_every: int = 100  # a row of the history
-    eval_every: int = 1_000  # validation and test error in that row
-
-    def __post_init__(self) -> None:
-        for name in SEQUENCES:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("iterations", "batch_size", "log_every", "eval_every", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"Recipe.{name} is {getattr(self, name)}: give a number above 0."
-                )
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(
-                f"Recipe.milestones {self.milestones}: give them in rising order."
-            )
-        if self.schedule not in ("steps", "triangular"):
-            raise ValueError(
-                f"Recipe.schedule is {self.schedule!r}: choose 'steps' or 'triangular'."
-            )
-        peak_inside = [0 < m < self.iterations for m in self.milestones] == [True]
-        if self.schedule == "triangular" and not peak_inside:
-            raise ValueError(
-                f"Recipe.milestones {self.milestones}: a triangular schedule has one, "
-                f"its peak, between 0 and {self.iterations}."
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"Recipe.label_smoothing is {self.label_smoothing}: "
-                "give 0 (off) or a number below 1."
-            )
-        edges = [0, *self.small_until, self.iterations]
-        if edges != sorted(edges):
-            raise ValueError(
-                f"Recipe.small_until {self.small_until}: give iterations up to "
-                f"{self.iterations} in rising order, or none."
-            )
-        fits = len(self.small_size) == len(self.small_until)
-        if not fits or min(self.small_size, default=1) < 1:
-            raise ValueError(
-                f"Recipe.small_size {self.small_size}: give one number of pixels, 1 or "
-                f"more, for each of small_until, {self.small_until}."
-            )
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(
-                f"Recipe.precision is {self.precision!r}: "
-                "choose 'auto', 'bf16' or 'fp32'."
-            )
-
-    def scaled(self, iterations: int) -> "Recipe":
-        """The same recipe over another number of iterations, its steps in
-        proportion."""
-
-        def moved(steps: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(round(step * iterations / self.iterations) for step in steps)
-
-        return dataclasses.replace(
-            self,
-            iterations=iterations,
-            milestones=moved(self.milestones),
-            small_until=moved(self.small_until),
-        )
-
-
-PAPER = Recipe()
-# All 50k images, softer targets, five times the decay. With ten classes the smoothed
-# loss cannot fall below 0.50.
-SMOOTHED = Recipe(label_smoothing=0.1, weight_decay=5e-4, validation=0)
-# Our own, short: the rate rises in a straight line and falls to nothing, and the images
-# are small at first.
-QUICK = dataclasses.replace(
-    SMOOTHED,
-    iterations=24_000,
-    milestones=(4_800,),
-    schedule="triangular",
-    lr=0.2,
-    nesterov=True,
-    small_until=(8_400, 19_200),
-    small_size=(16, 24),
-    eval_every=500,
+# What is measured: a row of a run's history.
+COLUMNS = (
+    "iteration",
+    "lr",
+    "train_loss",
+    "train_error",
+    "validation_loss",
+    "validation_error",
+    "test_loss",
+    "test_error",
+    "seconds",
 )
-# The paper's recipe in a few minutes on two CPU cores: a look, not a result.
-PREVIEW = dataclasses.replace(PAPER.scaled(400), log_every=20, eval_every=100)
-
-
-def image_size_at(iteration: int, recipe: Recipe, full: int = 32) -> int:
-    """The side, in pixels, of the training images of update number `iteration`."""
-    for until, size in zip(recipe.small_until, recipe.small_size, strict=True):
-        if iteration < until:
-            return size
-    return full
-
-
-def learning_rate_at(iteration: int, recipe: Recipe, warming_up: bool = False) -> float:
-    """The learning rate of update number `iteration`, counted from 0.
-
-    32,000 updates are done at the first rate: numbers 0 to 31,999. While `warming_up`,
-    the recipe's `warmup_lr`. Built in notebook 04; paper §4.2.
-    """
-    if warming_up:
-        return recipe.warmup_lr
-    if recipe.schedule == "triangular":
-        (peak,) = recipe.milestones
-        up = (iteration + 1) / peak
-        down = (recipe.iterations - iteration) / (recipe.iterations - peak)
-        return recipe.lr * min(up, down)
-    drops = sum(iteration >= milestone for milestone in recipe.milestones)
-    return recipe.lr * 0.1**drops
-
-
-# --- the device -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DeviceProfile:
-    """Where and how a network computes: device, precision, memory format."""
-
-    device: torch.device
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
-
-    def __str__(self) -> str:
-        layout = (
-            "channels_last"
-            if self.memory_format == torch.channels_last
-            else "contiguous"
-        )
-        precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        return f"{self.device.type}, {precision}, {layout}"
-
-
-def device_profile(precision: str = "auto", device: str | None = None) -> DeviceProfile:
-    """The fastest honest way to train on this machine.
-
-    CUDA and CPU: channels last, and bf16 where it is multiplied natively (GPUs from
-    Ampere on, processors with AVX512-BF16 or AMX), else fp32, since emulated bf16 is
-    several times slower. Apple's MPS: fp32, default format. `precision` "bf16" or
-    "fp32" overrules, as does `device`.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.backends.mps.is_available():
-            device = "mps"
-    try:
-        target = torch.device(device)
-        torch.empty(1, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"Device {device!r} is not usable here ({error}). "
-            "Use 'cpu', or leave it out."
-        ) from error
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(target.type) else "fp32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    layout = torch.contiguous_format if target.type == "mps" else torch.channels_last
-    if target.type == "cpu":
-        _keep_freed_memory()
-    return DeviceProfile(target, dtype, layout)
-
-
-def _has_bf16(device: str) -> bool:
-    """Whether it multiplies bf16 natively; a GPU before Ampere, as a T4, does not."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device != "cpu":
-        return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks instead of returning them to the system.
-
-    Each step frees its activations and asks for them again; handing every page back and
-    forth costs several percent of the time. Other C libraries are left alone.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
-    libc = ctypes.CDLL(None)
-    libc.mallopt(mmap_threshold, 1 << 30)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
-    libc.mallopt(top_pad, 64 << 20)
-
-
-# --- one step, and a look at the result -----------------------------------------------
 
 
 def train_step(
@@ -352,153 +107,7 @@ def evaluate(
     return Evaluation(torch.cat(logits).cpu(), data.labels.cpu())
 
 
-# --- the loop -------------------------------------------------------------------------
-
-
-@dataclass
-class Fit:
-    """What `fit` returns: where it stopped, why, and the rows of its history.
-
-    `status` is "finished", "interrupted" or "out of time". Each row is a dict with the
-    keys of `runs.COLUMNS`; what was not measured at an iteration is NaN.
-    """
-
-    status: str
-    iteration: int
-    history: list[dict]
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "finished"
-
-
-def fit(
-    model: nn.Module,
-    data: Dataset,
-    recipe: Recipe,
-    run: Path | str | None = None,
-    *,
-    device: str | None = None,
-    max_minutes: float = math.inf,
-    checkpoint_seconds: float = 60,
-    snapshots: Sequence[int] = (),
-    compile: bool = False,
-    on_row: Callable[[list[dict]], None] | None = None,
-    progress: bool = True,
-) -> Fit:
-    """Train `model` by `recipe`, in place.
-
-    With a folder `run`, the recipe, the environment, the history and the final weights
-    are written there, and a checkpoint every `checkpoint_seconds`. The same call goes
-    on where it was cut short, to the same bits on the same machine. `snapshots` keeps
-    the weights of those iterations in half precision. `on_row` is called with the
-    history at each new row.
-
-    In a process group (see `distributed`) every rank makes this call and trains on its
-    share of each batch; rank 0 writes the folder, shows progress and calls `on_row`. A
-    run goes on with as many ranks as it began with.
-
-    Ctrl-C (SIGINT), SIGTERM and `max_minutes` stop after the running iteration, with a
-    checkpoint. Raises FloatingPointError when the loss is no longer finite, ValueError
-    for a run folder of another network or recipe, RuntimeError for a damaged one and
-    for one that another process is writing to, OSError for one that cannot be written.
-    """
-    state = _Training(model, data, recipe, device, compile)
-    ranks = state.ranks
-    folder = RunFolder(Path(run), state, snapshots) if run else None
-    if folder and folder.open():
-        return Fit("finished", state.iteration, state.rows)
-    clock = time.monotonic() - state.seconds
-    deadline = state.seconds + 60 * max_minutes
-    saved = state.seconds
-    status = "finished"
-    bar = progress_bar(
-        desc=network_name(model),
-        total=recipe.iterations,
-        initial=state.iteration,
-        unit="it",
-        disable=not (progress and ranks.first),
-        mininterval=0.5,
-    )
-    try:
-        if folder:
-            folder.snapshot()
-        with bar, stop_requests() as requests:
-            while not state.at_end:
-                state.step()
-                bar.update()
-                if state.iteration % 20 == 0:  # reading the loss makes a GPU wait
-                    bar.set_postfix_str(state.postfix(bar), refresh=False)
-                state.seconds = time.monotonic() - clock
-                if state.row_due:
-                    row = state.add_row()
-                    state.seconds = time.monotonic() - clock
-                    row["seconds"] = round(state.seconds, 2)
-                    if folder:
-                        folder.append(row)
-                    if on_row and ranks.first:
-                        on_row(state.rows)
-                if folder:
-                    folder.snapshot()
-                if state.at_end:
-                    break
-                # A signal or a clock is one rank's; all have to act on it together.
-                interrupted, late, due = ranks.any(
-                    bool(requests),
-                    state.seconds >= deadline,
-                    state.seconds - saved >= checkpoint_seconds,
-                )
-                if interrupted or late:
-                    status = "interrupted" if interrupted else "out of time"
-                    break
-                if folder and due:
-                    folder.save()
-                    saved = state.seconds
-        ranks.lead(state.check_weights)
-        if folder:
-            folder.close() if state.at_end else folder.save()
-    except FloatingPointError as error:
-        kept = f" {folder.kept()}" if folder else ""
-        remedy = "Lower the recipe's lr"
-        if state.profile.dtype == torch.bfloat16:
-            remedy += ", or set precision='fp32' to see whether bf16 is the cause"
-        raise FloatingPointError(f"{error}{kept} {remedy}.") from None
-    finally:
-        if folder:
-            folder.release()
-    return Fit(status, state.iteration, state.rows)
-
-
-def expected_minutes(
-    model: nn.Module,
-    data: Dataset,
-    recipe: Recipe,
-    device: str | None = None,
-    steps: int = 10,
-) -> float:
-    """How long `fit` will take from its start, judged by `steps` updates of a copy."""
-    full = dataclasses.replace(recipe, small_until=(), small_size=())
-    trial = _Training(copy.deepcopy(model), data, full, device, compile=False)
-    trial.step()  # the first update is slow: libraries are loaded, kernels are chosen
-    trial.loss_sum.item()  # a GPU answers when it has done its work
-    start = time.perf_counter()
-    for _ in range(steps):
-        trial.step()
-    trial.loss_sum.item()
-    update = (time.perf_counter() - start) / steps
-    judged = sum(len(images) for images in trial.judged.values() if images)
-    looks = math.ceil(recipe.iterations / recipe.eval_every)
-    # A look at an image is a forward pass, a third of an update's work.
-    evaluation = update * judged / recipe.batch_size / 3
-    side = data.test.images.shape[-1]
-    updates = sum(
-        (image_size_at(iteration, recipe, side) / side) ** 2
-        for iteration in range(recipe.iterations)
-    )
-    return (updates * update + looks * evaluation) / 60
-
-
-class _Training:
+class Training:
     """All that a run must remember from one iteration to the next, and how it moves."""
 
     def __init__(self, model, data, recipe, device, compile) -> None:
@@ -661,14 +270,6 @@ class _Training:
             "window": (self.loss_sum, self.wrong, self.steps),
         }
 
-    def follow(self) -> None:
-        """Every rank goes on from where rank 0 stands."""
-        if self.ranks.size == 1:
-            return
-        content = self.ranks.lead(lambda: to_bytes(self.state_dict()))
-        if not self.ranks.first:
-            self.load_state_dict(from_bytes(content))
-
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -679,28 +280,3 @@ class _Training:
         loss_sum, wrong, self.steps = state["window"]
         self.loss_sum = loss_sum.to(self.profile.device)
         self.wrong = wrong.to(self.profile.device)
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list]:
-    """Collect SIGINT and SIGTERM in a list instead of dying in the middle of an update.
-
-    A second signal acts at once. Signals reach only the main thread; elsewhere nothing
-    is changed.
-    """
-    requests: list[int] = []
-
-    def note(number, frame) -> None:
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    previous = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

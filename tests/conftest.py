@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture
 def says(capsys):
-    """Run a check of `resnet_lib.checks`; returns its verdict and its one line."""
+    """Run a check of `checks`; returns its verdict and its one line."""
 
     def run(check, *answer) -> tuple[bool, str]:
         verdict = check(*answer)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
-
 from benchmarks import throughput
 from benchmarks.throughput import flop, markdown, rate, summary, take_turns
+
 from resnet_lib import plots
 
 ROW = "resnet20, training"

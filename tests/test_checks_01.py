@@ -3,11 +3,10 @@
 import copy
 import functools
 
+import checks
 import pytest
 import torch
 from torch import nn
-
-from resnet_lib import checks
 
 
 class Residual(nn.Module):

@@ -1,11 +1,11 @@
 """The checks of notebook 02 catch plausible wrong answers, each in its own words."""
 
+import checks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib import checks
 from resnet_lib.basic_block import PaddedIdentity, make_shortcut
 
 # --- the right answers ----------------------------------------------------------------

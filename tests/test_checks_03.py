@@ -2,11 +2,11 @@
 
 import operator
 
+import checks
 import pytest
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib import checks
 from resnet_lib.resnet import get_model
 
 

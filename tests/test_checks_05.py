@@ -2,10 +2,9 @@
 
 import statistics
 
+import checks
 import pytest
 import torch
-
-from resnet_lib import checks
 
 
 def diagnosis(shallow, deep, worse="train", then="test"):

@@ -2,11 +2,10 @@
 
 import math
 
+import checks
 import pytest
 import torch
 import torch.nn.functional as F
-
-from resnet_lib import checks
 
 
 def activation(model, layer, images, detach=True, clone=True, which=2):

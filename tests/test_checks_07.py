@@ -3,12 +3,13 @@
 import inspect
 import math
 
+import checks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib import BasicBlock, Normalisation, ResNet, checks, learning_rate_at
+from resnet_lib import BasicBlock, Normalisation, ResNet, learning_rate_at
 
 # --- 1: where the net halves its maps -------------------------------------------------
 

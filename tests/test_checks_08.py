@@ -2,10 +2,9 @@
 
 import dataclasses
 
+import checks
 import pytest
 import torch
-
-from resnet_lib import checks
 
 
 def average(gradients, counts):

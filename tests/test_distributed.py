@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from resnet_lib import Batches, Normalisation, fit, get_model
-from resnet_lib.data import load_digits
+from resnet_lib.datasets import load_digits
 from resnet_lib.distributed import Ranks, joined
 from resnet_lib.runs import load_weights, read_history
 from resnet_lib.train import parser, recipe_from
-from resnet_lib.training import _Training
+from resnet_lib.training import Training
 
 ONLY_LINUX = pytest.mark.skipif(
     sys.platform != "linux", reason="gloo on several processes is tried on Linux"
@@ -58,7 +58,7 @@ def weights(model):
 
 
 def first_gradient(net):
-    state = _Training(net, DIGITS, RECIPE, "cpu", compile=False)
+    state = Training(net, DIGITS, RECIPE, "cpu", compile=False)
     state.step()
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 

@@ -13,8 +13,7 @@ import nbformat
 import pytest
 from packaging.specifiers import SpecifierSet
 
-import badges
-import execute
+from workshop import badges, execute
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/[0-9]*.ipynb"))

@@ -15,8 +15,11 @@ import torch
 from filelock import FileLock
 
 from resnet_lib import PAPER, Recipe, fit, get_model
-from resnet_lib.data import data_home, load_digits
-from resnet_lib.reproduce import (
+from resnet_lib.datasets import load_digits
+from resnet_lib.paths import data_home
+from resnet_lib.runs import load_run, load_weights, recorded_runs
+from resnet_lib.train import parser, recipe_from
+from workshop.reproduce import (
     Places,
     main,
     publish,
@@ -24,8 +27,6 @@ from resnet_lib.reproduce import (
     reproduce,
     status_of,
 )
-from resnet_lib.runs import load_run, load_weights, recorded_runs
-from resnet_lib.train import parser, recipe_from
 
 PLANS = sorted((data_home() / "plans").glob("*.toml"))
 TINY = """
@@ -61,7 +62,7 @@ def arguments(path, places, *more):
 
 
 def start(path, places, *more):
-    command = [sys.executable, "-m", "resnet_lib.reproduce"]
+    command = [sys.executable, "-m", "workshop.reproduce"]
     return subprocess.Popen(
         command + arguments(path, places, *more),
         stdout=subprocess.PIPE,
@@ -224,7 +225,7 @@ def test_large_weights_are_recorded_in_half_precision(tiny, monkeypatch):
     folder, target = places.work / run.name, places.records / run.name
     net = get_model(run.model)
     fit(net, load_digits(), run.recipe, folder, progress=False)
-    monkeypatch.setattr("resnet_lib.reproduce.MOST_BYTES", 1_000)
+    monkeypatch.setattr("workshop.reproduce.MOST_BYTES", 1_000)
     publish(folder, target)
     assert load_weights(target / "weights.pt")["fc.weight"].dtype == torch.half
     again = load_run(run.name, places.records).model()
@@ -272,7 +273,7 @@ def test_a_run_that_cannot_be_recorded_is_named_and_the_others_go_on(tiny, monke
             raise OSError(28, "No space left on device")
         publish(folder, target)
 
-    monkeypatch.setattr("resnet_lib.reproduce.publish", full_disk)
+    monkeypatch.setattr("workshop.reproduce.publish", full_disk)
     (error,) = reproduce([second, first], places)
     assert second.name in error and "not recorded" in error and "No space" in error
     assert [status_of(run, places) for run in (first, second)] == ["done", "partial"]

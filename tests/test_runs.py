@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, plots
-from resnet_lib.results import beside_the_paper, cifar10_runs, draw, updated
 from resnet_lib.runs import (
     COLUMNS,
     histories,
@@ -19,6 +18,7 @@ from resnet_lib.runs import (
     recorded_runs,
     runs_table,
 )
+from workshop.results import beside_the_paper, cifar10_runs, draw, updated
 
 RUNS = recorded_runs()
 WARMED = dataclasses.replace(PAPER, warmup_lr=0.01)

@@ -24,14 +24,13 @@ from resnet_lib import (
     train_step,
 )
 from resnet_lib.checkpoints import RunFolder, to_bytes
-from resnet_lib.data import Normalisation, load_digits, shrunk
+from resnet_lib.data import Normalisation, shrunk
+from resnet_lib.datasets import load_digits
+from resnet_lib.device import device_profile
+from resnet_lib.fit import expected_minutes
 from resnet_lib.runs import Run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
-from resnet_lib.training import (
-    _Training,
-    device_profile,
-    expected_minutes,
-)
+from resnet_lib.training import Training
 
 DIGITS = load_digits()
 SHORT = Recipe(
@@ -239,7 +238,7 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     def step(state):
         clock[0] += 0.02
 
-    monkeypatch.setattr(_Training, "step", step)
+    monkeypatch.setattr(Training, "step", step)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     model = small_net()
     before, drawn = weights(model), torch.get_rng_state()
@@ -306,7 +305,7 @@ def test_a_run_that_another_process_just_ended_is_not_repeated(
         hold(ours)
 
     monkeypatch.setattr(RunFolder, "_hold", at_the_last_moment)
-    monkeypatch.setattr(_Training, "step", None)
+    monkeypatch.setattr(Training, "step", None)
     other = small_net(seed=9)
     assert fit(other, DIGITS, SHORT, tmp_path, progress=False).finished
     assert torch.equal(weights(other), weights(net))

@@ -107,7 +107,7 @@ def test_it_is_an_ordinary_widget():
 
 def test_the_library_needs_no_widgets_until_they_are_asked_for():
     code = (
-        "import sys, resnet_lib, resnet_lib.probes, resnet_lib.checks;"
+        "import sys, resnet_lib, resnet_lib.probes, checks;"
         "assert not {'ipywidgets', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,353 @@
+"""Checks of notebook 02, the basic block."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from checks.base import Hint, check
+from resnet_lib.basic_block import BasicBlock, PaddedIdentity
+
+
+@check
+def check_basic_block(block_class: type[nn.Module]) -> str:
+    """Judge a block of two layers, built as `block_class(in, out, stride)`."""
+    for arguments in ((4, 4, 1), (4, 8, 2), (4, 8, 1), (4, 4, 2)):
+        in_channels, out_channels, stride = arguments
+        layers = [(in_channels, out_channels, 3, stride)]
+        layers += [(out_channels, out_channels, 3, 1)]
+        _judge_block(block_class, arguments, layers)
+    return (
+        "This is the paper's block: outputs and gradients are right, in train and in "
+        "eval mode, with and without a projection."
+    )
+
+
+@check
+def check_bottleneck(block_class: type[nn.Module]) -> str:
+    """Judge a block of three layers, built as `block_class(in, middle, stride)`."""
+    for arguments in ((8, 2, 1), (8, 4, 2), (8, 4, 1), (8, 2, 2)):
+        in_channels, channels, stride = arguments
+        layers = [(in_channels, channels, 1, 1), (channels, channels, 3, stride)]
+        layers += [(channels, 4 * channels, 1, 1)]
+        _judge_block(block_class, arguments, layers)
+    sizes = [
+        sum(p.numel() for p in block.parameters())
+        for block in (block_class(256, 64), BasicBlock(256, 256))
+    ]
+    return (
+        f"A bottleneck. At 256 channels it has {sizes[0]:,} parameters, and a "
+        f"BasicBlock {sizes[1]:,}."
+    )
+
+
+@check
+def check_shortcut_a(shortcut: Callable[[Tensor, int, int], Tensor]) -> str:
+    """Judge the reader's function (x, out_channels, stride) for shortcut A."""
+    generator = torch.Generator().manual_seed(0)
+    for channels, out_channels, stride, size in (
+        (4, 8, 2, (6, 8)),
+        (4, 8, 2, (7, 5)),
+        (4, 4, 1, (6, 6)),
+        (4, 7, 3, (7, 7)),
+    ):
+        x = torch.randn(2, channels, *size, dtype=torch.float64, generator=generator)
+        x.requires_grad_()
+        right = PaddedIdentity(channels, out_channels, stride)(x)
+        y = shortcut(x, out_channels, stride)
+        call = f"x of shape {tuple(x.shape)}, {out_channels} channels, stride {stride}"
+        if not isinstance(y, Tensor):
+            raise Hint(f"you return {type(y).__name__}, not a tensor: `return`?")
+        if y.ndim != 4 or y.shape[1] != right.shape[1]:
+            raise Hint(
+                f"for {call} the output is {tuple(y.shape)}: dimension 1 should hold "
+                f"{out_channels} channels. F.pad counts from the last dimension."
+            )
+        if y.shape != right.shape:
+            raise Hint(
+                f"for {call} the output is {tuple(y.shape)} instead of "
+                f"{tuple(right.shape)}: keep one in {stride} rows and columns, "
+                "starting with the first."
+            )
+        _look_at_shortcut_values(x, y, right, stride)
+    try:
+        shortcut(torch.empty(1, 2, 4, 4, device="meta"), 4, 2)
+    except RuntimeError:
+        raise Hint(
+            "the zeros are on the CPU even when x is on another device: use F.pad, or "
+            "x.new_zeros."
+        ) from None
+    return "Shortcut A: every pixel that it keeps is unchanged, and nothing is learned."
+
+
+def _look_at_shortcut_values(x: Tensor, y: Tensor, right: Tensor, stride: int) -> None:
+    old, new = y[:, : x.shape[1]], y[:, x.shape[1] :]
+    height, width = right.shape[2:]
+    if y.dtype != x.dtype:
+        raise Hint(f"x is {x.dtype} and the output {y.dtype}: make the zeros like x.")
+    if not torch.equal(y, right):
+        empty = right.shape[1] - x.shape[1]
+        if torch.equal(y, right.roll(empty, 1)):
+            raise Hint("the zeros stand in front: put the new channels behind the old.")
+        if torch.equal(y, right.roll(empty // 2, 1)):
+            raise Hint("the zeros are split, front and back: put all of them last.")
+        if torch.equal(old, right[:, : x.shape[1]]) and new.any():
+            raise Hint("the new channels hold values: they should be zero.")
+        mistakes = {
+            "you cut out the top left corner: pick pixels from the whole image.": (
+                x[:, :, :height, :width]
+            ),
+            "you start at the second pixel: the first row and column belong to it.": (
+                x[:, :, 1::stride, 1::stride]
+            ),
+            "you average neighbouring pixels: option A picks, it never mixes.": (
+                F.avg_pool2d(x, stride, ceil_mode=True)
+            ),
+            "you keep the largest of neighbouring pixels: option A keeps the first.": (
+                F.max_pool2d(x, stride, ceil_mode=True)
+            ),
+        }
+        for hint, wrong in mistakes.items():
+            if wrong.shape == old.shape and torch.allclose(old, wrong):
+                raise Hint(hint)
+        raise Hint("the shape is right, the values are not: try x[:, :, ::2, ::2].")
+    if not y.requires_grad:
+        raise Hint("no gradient flows back to x: is there a detach or a no_grad?")
+
+
+def _judge_block(
+    block_class: type[nn.Module],
+    arguments: tuple[int, int, int],
+    layers: Sequence[tuple[int, int, int, int]],
+) -> None:
+    """Raise a Hint unless the class builds a residual block of these layers.
+
+    `layers` gives in_channels, out_channels, kernel size and stride of each
+    convolution. The layers are inspected first. Then they are run in the right order
+    and in likely wrong ones: the one that gives the reader's output is what they wrote.
+    """
+    if not isinstance(block_class, type) or not issubclass(block_class, nn.Module):
+        raise Hint("hand over the class, a subclass of nn.Module, without brackets.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = block_class(*arguments)
+        x = torch.randn(3, arguments[0], 6, 6)
+        call = f"{block_class.__name__}{arguments}"
+        _look_at_layers(block, x, layers, call)
+        _look_at_projection(block, layers, call)
+        # Random γ, β and running statistics: nothing may hide behind 1 and 0.
+        for name, value in block.state_dict().items():
+            if value.ndim > 1 or name.endswith("bias"):
+                nn.init.normal_(value)
+            elif value.is_floating_point():
+                nn.init.uniform_(value, 0.5, 1.5)
+    for training in (True, False):
+        _look_at_output(block.train(training), x, len(layers), call)
+    _look_at_gradients(block.train(), x, len(layers))
+
+
+def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
+    """Is every layer there once, with the right shape?"""
+    names = [(f"conv{i}", f"bn{i}") for i in range(1, len(layers) + 1)]
+    for conv, bn in names:
+        for name, kind in ((conv, nn.Conv2d), (bn, nn.BatchNorm2d)):
+            layer = getattr(block, name, None)
+            if name == bn and layer is None and _calls(block, "bn1", x) > 1:
+                raise Hint(
+                    f"bn1 works twice and {bn} is missing: each convolution needs a BN "
+                    "with γ, β and running statistics of its own."
+                )
+            if not isinstance(layer, kind):
+                raise Hint(
+                    f"{call} has no nn.{kind.__name__} called {name}: each convolution "
+                    "is followed by its own BN, and the check finds layers by name."
+                )
+    for pair in zip(*names, strict=True):
+        if len({id(getattr(block, name)) for name in pair}) < len(layers):
+            raise Hint(f"two of {', '.join(pair)} are one object: build one for each.")
+    for (conv, bn), (in_channels, out_channels, size, stride) in zip(
+        names, layers, strict=True
+    ):
+        layer = getattr(block, conv)
+        channels = layer.in_channels, layer.out_channels
+        if layer.kernel_size != (size, size):
+            raise Hint(f"the kernel of {conv} is not {size}×{size}.")
+        if channels != (in_channels, out_channels):
+            raise Hint(
+                f"in {call}, {conv} maps {channels[0]} to {channels[1]} channels and "
+                f"should map {in_channels} to {out_channels}."
+            )
+        if layer.stride != (stride, stride):
+            raise Hint(
+                f"in {call}, {conv} has stride {layer.stride[0]} and should have "
+                f"{stride}: exactly one convolution takes the stride."
+            )
+        if layer.padding != (size // 2, size // 2):
+            raise Hint(f"{conv} needs padding={size // 2}, or it eats the border.")
+        if layer.bias is not None:
+            raise Hint(f"{conv} has a bias, which {bn} subtracts: say bias=False.")
+        if getattr(block, bn).num_features != out_channels:
+            raise Hint(f"{bn} follows {conv}: it normalises {out_channels} channels.")
+        if not getattr(block, bn).track_running_stats:
+            raise Hint(f"{bn} keeps no running statistics: eval mode needs them.")
+
+
+def _calls(block, name: str, x: Tensor) -> int:
+    """How often `forward` uses a layer."""
+    used = []
+    hook = getattr(block, name).register_forward_hook(lambda *_: used.append(1))
+    with contextlib.suppress(Exception), torch.no_grad():
+        block(x)
+    hook.remove()
+    return len(used)
+
+
+def _look_at_projection(block, layers: Sequence, call: str) -> None:
+    """Is there a 1×1 convolution + BN where the shape changes, and only there?"""
+    out_channels, stride = layers[-1][1], max(layer[3] for layer in layers)
+    shortcut = getattr(block, "shortcut", None)
+    parts = list(shortcut.modules()) if isinstance(shortcut, nn.Module) else []
+    parts = [part for part in parts if not list(part.children())]
+    if layers[0][0] == out_channels and stride == 1:
+        if any(list(part.parameters()) for part in parts):
+            raise Hint(
+                f"{call} has a projection although the shape stays the same: that is "
+                "option C. Under B the input passes as it is."
+            )
+        return
+    kinds = [type(part) for part in parts if not isinstance(part, nn.Identity)]
+    if nn.Conv2d not in kinds:
+        raise Hint(
+            f"in {call} the shape changes and `shortcut` has no 1×1 convolution: F(x) "
+            "and x cannot be added."
+        )
+    if nn.BatchNorm2d not in kinds:
+        raise Hint("the shortcut's convolution has no BN behind it.")
+    if kinds != [nn.Conv2d, nn.BatchNorm2d]:
+        raise Hint("the projection is a convolution and a BN, and nothing else.")
+    conv = next(part for part in parts if isinstance(part, nn.Conv2d))
+    if conv.kernel_size != (1, 1):
+        raise Hint("the shortcut's convolution is not 1×1: it only mixes channels.")
+    if conv.stride != (stride, stride):
+        raise Hint(f"the shortcut's convolution needs the block's stride, {stride}.")
+    if conv.bias is not None:
+        raise Hint("the shortcut's convolution has a bias in front of its BN.")
+
+
+def _branch(block, x: Tensor, depth: int, **wrong: int) -> Tensor:
+    """F(x) from the reader's own layers; `wrong` names a mistake and its layer."""
+    for i in range(1, depth + 1):
+        conv, bn = getattr(block, f"conv{i}"), getattr(block, f"bn{i}")
+        x = conv(x)
+        if wrong.get("relu_first") == i:
+            x = F.relu(x)
+        if wrong.get("no_bn") != i:
+            x = bn(x)
+        if i < depth and i not in (wrong.get("no_relu"), wrong.get("relu_first")):
+            x = F.relu(x)
+    return x
+
+
+def _around(block, x: Tensor) -> Tensor:
+    shortcut = getattr(block, "shortcut", None)
+    projects = isinstance(shortcut, nn.Module) and list(shortcut.parameters())
+    return shortcut(x) if projects else x
+
+
+def _right_output(block, x: Tensor, depth: int) -> Tensor:
+    return F.relu(_branch(block, x, depth) + _around(block, x))
+
+
+def _wrong_outputs(block, x: Tensor, depth: int) -> Iterator[tuple[Tensor, str]]:
+    """What the reader's layers return under a known mistake, and the hint for it."""
+    around, f = _around(block, x), _branch(block, x, depth)
+    first = F.relu(block.bn1(block.conv1(x)))
+    last_conv = getattr(block, f"conv{depth}")
+    last_bn = getattr(block, f"bn{depth}")
+    h = first
+    for i in range(2, depth):
+        h = F.relu(getattr(block, f"bn{i}")(getattr(block, f"conv{i}")(h)))
+    for i in range(1, depth):
+        wrong = _branch(block, x, depth, no_relu=i)
+        yield F.relu(wrong + around), f"the ReLU after bn{i} is missing."
+        wrong = _branch(block, x, depth, relu_first=i)
+        yield F.relu(wrong + around), f"the ReLU stands before bn{i}: BN comes first."
+    for i in range(1, depth + 1):
+        wrong = _branch(block, x, depth, no_bn=i)
+        yield F.relu(wrong + around), f"bn{i} is built and never used in forward."
+    yield f + around, "your output has negative entries: the last ReLU is missing."
+    yield (
+        F.relu(f) + around,
+        "the last ReLU stands before the addition, so F(x) can only raise values: add "
+        "first.",
+    )
+    yield (
+        F.relu(F.relu(f) + around),
+        f"F(x) is never negative: there is a ReLU between bn{depth} and the addition.",
+    )
+    yield F.relu(f), "the input is never added: this is the plain block."
+    if first.shape == f.shape:
+        yield (
+            F.relu(f + first),
+            "the shortcut starts behind the first layer: keep the block's own input "
+            "for the addition.",
+        )
+    yield (
+        F.relu(last_bn(last_conv(h) + around)),
+        f"bn{depth} stands after the addition and rescales the shortcut: it belongs to "
+        "the branch.",
+    )
+    yield F.relu(f + F.relu(around)), "a ReLU stands in the shortcut: take it out."
+    yield F.relu(f - around), "you subtract the shortcut from F(x): add it."
+    yield F.relu(f + 2 * around), "the input is added twice."
+    yield F.relu(f) + F.relu(around), "each path has its own ReLU: add, then one ReLU."
+
+
+def _look_at_output(block, x: Tensor, depth: int, call: str) -> None:
+    mode = "train" if block.training else "eval"
+    given = x.clone()
+    with torch.no_grad():
+        right = _right_output(copy.deepcopy(block), x, depth)
+        y = copy.deepcopy(block)(given)
+        if not isinstance(y, Tensor):
+            raise Hint(f"forward returns {type(y).__name__}, not a tensor: `return`?")
+        if not torch.equal(given, x):
+            raise Hint("your block changes its input: look for relu_, += and inplace.")
+        if y.shape != right.shape:
+            raise Hint(
+                f"{call} returns the shape {tuple(y.shape)}, not {tuple(right.shape)}."
+            )
+        if torch.allclose(y, right, atol=1e-5):
+            return
+        if block.training:
+            for wrong, hint in _wrong_outputs(copy.deepcopy(block), x, depth):
+                if torch.allclose(y, wrong, atol=1e-5):
+                    raise Hint(hint)
+    raise Hint(
+        f"in {mode} mode {call} does not return relu(F(x) + shortcut(x)), computed "
+        "with your own layers: compare forward with that line, term by term."
+    )
+
+
+def _look_at_gradients(block, x: Tensor, depth: int) -> None:
+    found = []
+    for run in (lambda b, x: b(x), lambda b, x: _right_output(b, x, depth)):
+        twin, given = copy.deepcopy(block), x.clone().requires_grad_()
+        y = run(twin, given)
+        if not y.requires_grad:
+            raise Hint("no gradient can flow back: is there a no_grad or a detach?")
+        y.square().sum().backward()
+        gradients = {name: p.grad for name, p in twin.named_parameters()}
+        found.append(gradients | {"x": given.grad})
+    mine, right = found
+    for name, gradient in right.items():
+        if mine[name] is None and name != "x":
+            raise Hint(f"no gradient reaches {name}: something detaches its path.")
+        if mine[name] is None or not torch.allclose(mine[name], gradient, 1e-3, 1e-4):
+            raise Hint(
+                f"the output is right, but the gradient of {name} is not: something "
+                "detaches one of the two paths."
+            )

@@ -1,0 +1,256 @@
+"""Checks of notebook 03, ResNet-18."""
+
+import operator
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from torch import nn
+
+from checks.base import Hint, check
+
+
+@check
+def check_parameter_count(parameter_count: Callable[[int], int]) -> str:
+    """Judge the formula `parameter_count(depth)` for 6n+2 layers and shortcut A."""
+    hint = Hint("you build a network: write the sum of its layers instead.")
+    with mock.patch.object(nn.Module, "__init__", side_effect=hint):
+        mine = {depth: parameter_count(depth) for depth in (20, 56, 1202)}
+    for depth, count in mine.items():
+        if not isinstance(count, int | float):
+            raise Hint(f"for {depth} layers you return {count!r}: a number is wanted.")
+    right = {depth: sum(_count_parts(depth).values()) for depth in mine}
+    if all(mine[depth] == right[depth] / 1e6 for depth in mine):
+        raise Hint("you count in millions: return the number itself.")
+    for hint, difference in _wrong_counts().items():
+        if all(mine[depth] - right[depth] == difference(depth) for depth in mine):
+            raise Hint(hint)
+    if mine[20] == right[20] and mine[56] != right[56]:
+        raise Hint(
+            f"right for 20 layers, but for 56 you count {mine[56]:,} and it should be "
+            f"{right[56]:,}: which terms grow with n?"
+        )
+    for depth, count in mine.items():
+        if count != right[depth]:
+            raise Hint(
+                f"for {depth} layers you count {count:,} and it should be "
+                f"{right[depth]:,}: compare with layer_table(get_model('resnet20')), "
+                "stage by stage."
+            )
+    return f"Right. 1202 layers have {right[1202]:,} parameters: Table 6's 19.4M."
+
+
+def _count_parts(depth: int) -> dict[str, int]:
+    """The parameters of a net with 6n+2 layers and shortcut A, by kind of layer."""
+    n = (depth - 2) // 6
+    same = sum(9 * c * c for c in (16, 32, 64))
+    return {
+        "stem": 9 * 3 * 16,
+        "convolutions": 2 * n * same - (9 * 32 * 16 + 9 * 64 * 32),
+        "bn": 2 * (16 + 2 * n * (16 + 32 + 64)),
+        "fc": 64 * 10,
+        "fc bias": 10,
+    }
+
+
+def _wrong_counts() -> dict[str, Callable[[int], int]]:
+    """By how much a known mistake is off, as a function of depth."""
+
+    def part(depth: int, *names: str) -> int:
+        return sum(_count_parts(depth)[name] for name in names)
+
+    block = 2 * 9 * (16**2 + 32**2 + 64**2) + 2 * 2 * (16 + 32 + 64)
+    return {
+        "BN is missing: γ and β for every channel.": lambda d: -part(d, "bn"),
+        "BN has two parameters per channel: γ and β.": lambda d: -part(d, "bn") // 2,
+        "you count BN's running mean and variance, which are not learned: they are "
+        "buffers and not parameters.": lambda d: part(d, "bn"),
+        "the convolutions here have no bias: BN follows.": lambda d: part(d, "bn") // 2,
+        "the BN after the stem is missing.": lambda d: -2 * 16,
+        "the stem's convolution is missing: 3×3, from 3 to 16.": lambda d: -9 * 3 * 16,
+        "the stem is missing: a convolution and its BN.": lambda d: (
+            -(9 * 3 * 16 + 2 * 16)
+        ),
+        "the stem is 3×3 on CIFAR-10, not 7×7.": lambda d: (49 - 9) * 3 * 16,
+        "the linear layer is missing.": lambda d: -part(d, "fc", "fc bias"),
+        "the linear layer has a bias as well.": lambda d: -10,
+        "the first convolution of stages 2 and 3 reads half as many channels as it "
+        "writes.": lambda d: 9 * 32 * 16 + 9 * 64 * 32,
+        "you count the projections of shortcut B: A has no parameters.": lambda d: (
+            16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+        ),
+        "you count one block too many in every stage: see (depth - 2) / 6.": lambda d: (
+            block
+        ),
+        "you count one block too few in every stage: see (depth - 2) / 6.": lambda d: (
+            -block
+        ),
+        "a block has two convolutions: you count one.": lambda d: (
+            -((d - 2) // 6) * block // 2
+        ),
+    }
+
+
+@check
+def check_stage(stage: Callable[..., nn.Sequential]) -> str:
+    """Judge the reader's `stage(block, in_channels, out_channels, depth, stride)`."""
+    for in_channels, out_channels, depth, stride in ((4, 8, 3, 2), (4, 4, 2, 1)):
+        block = _BlockMaker()
+        built = stage(block, in_channels, out_channels, depth, stride)
+        _look_at_calls(block.calls, in_channels, out_channels, depth, stride)
+        _look_at_stage(built, block.made)
+    return "A stage: the first block changes the shape, and the others keep it."
+
+
+class _BlockMaker:
+    """Stands in for a class of blocks and notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []
+        self.made: list[nn.Module] = []
+
+    def __call__(
+        self, in_channels: int, out_channels: int, stride: int = 1
+    ) -> nn.Module:
+        self.calls.append((in_channels, out_channels, stride))
+        self.made.append(nn.Conv2d(in_channels, out_channels, 3, stride, padding=1))
+        return self.made[-1]
+
+
+def _look_at_calls(
+    calls: list[tuple[int, int, int]], c_in: int, c_out: int, depth: int, stride: int
+) -> None:
+    """Raise a Hint unless the blocks were asked for as they should be."""
+    right = [(c_in, c_out, stride)] + [(c_out, c_out, 1)] * (depth - 1)
+    if calls == right:
+        return
+    what = f"stage(block, {c_in}, {c_out}, depth={depth}, stride={stride})"
+    if not calls:
+        raise Hint("`block` is never called: build the stage from it, whatever it is.")
+    if len(calls) == 1:
+        raise Hint(
+            f"{what} builds a single block: call `block` once for each, so that each "
+            "has weights of its own."
+        )
+    if len(calls) != depth:
+        raise Hint(f"{what} builds {len(calls)} blocks: does the first one count?")
+    channels, strides = [call[:2] for call in calls], [call[2] for call in calls]
+    if strides != [stride] + [1] * (depth - 1):
+        if set(strides) == {1}:
+            raise Hint("no block takes the stride: the first one should.")
+        if stride == 1:
+            raise Hint("a stage of stride 1 should keep H and W: is a 2 written down?")
+        if set(strides) == {stride}:
+            raise Hint("every block takes the stride: only the first should.")
+        raise Hint(f"the strides are {strides}: the first block alone takes {stride}.")
+    if set(channels) == {(c_in, c_out)}:
+        raise Hint(
+            f"the second block is told to read {c_in} channels, but the first has "
+            f"written {c_out}."
+        )
+    if channels[-1] == (c_in, c_out):
+        raise Hint("the channels change in the last block: the first should do it.")
+    raise Hint(
+        f"the blocks have (in, out) channels {channels}: the first should go from "
+        f"{c_in} to {c_out}, and the others stay at {c_out}."
+    )
+
+
+def _look_at_stage(built: nn.Sequential, made: list[nn.Module]) -> None:
+    """Raise a Hint unless `built` runs the blocks in order and nothing else."""
+    if built is None:
+        raise Hint("your function returns None: `return` the stage.")
+    if not isinstance(built, nn.Module):
+        raise Hint(
+            f"you return a {type(built).__name__}, which hides its parameters from the "
+            "optimiser: wrap the blocks in nn.Sequential."
+        )
+    if type(built).forward is nn.Module.forward or isinstance(built, nn.ModuleList):
+        raise Hint(
+            f"a {type(built).__name__} holds blocks but cannot run them: use "
+            "nn.Sequential."
+        )
+    inside = [m for m in built.modules() if not list(m.children())]
+    if [m for m in inside if m in made] != made:
+        raise Hint("the blocks do not all stand in the order in which you made them.")
+    if len(inside) > len(made):
+        extra = next(m for m in inside if m not in made)
+        raise Hint(
+            f"a {type(extra).__name__} stands between the blocks: a block is complete."
+        )
+    x = torch.randn(2, made[0].in_channels, 8, 8)
+    if not torch.allclose(built(x), nn.Sequential(*made)(x), atol=1e-6):
+        raise Hint("the stage does not run its blocks one after the other.")
+
+
+@check
+def check_receptive_field(receptive_field: Callable[..., int]) -> str:
+    """Judge `receptive_field(layers)` for chains of (kernel, stride)."""
+    long = [(7, 2), (3, 2), (3, 3), (5, 1)]
+    chains = ([(3, 1)], [(3, 1), (5, 1)], [(3, 2), (3, 1)], long)
+    mine = [receptive_field(list(chain)) for chain in chains]
+    if any(isinstance(field, bool) or not isinstance(field, int) for field in mine):
+        raise Hint(f"for {chains[0]} you return {mine[0]!r}: a whole number is wanted.")
+    if mine == [_receptive_field(chain) for chain in chains]:
+        if receptive_field([(1, 2), (3, 1)]) != 5:
+            raise Hint("for [(1, 2), (3, 1)] it is 5: a 1×1 kernel has a stride too.")
+        return "Right: each kernel adds k - 1 steps, and strides make the steps longer."
+    for hint, wrong in _WRONG_FIELDS.items():
+        if mine == [wrong(chain) for chain in chains]:
+            raise Hint(hint)
+    chain, field, right = next(
+        (chain, field, _receptive_field(chain))
+        for chain, field in zip(chains, mine, strict=True)
+        if field != _receptive_field(chain)
+    )
+    raise Hint(f"for {chain} you say {field}, and it is {right}: draw it on paper.")
+
+
+def _receptive_field(
+    chain, first: int = 1, less: int = 1, jump: Callable[[int, int], int] = operator.mul
+) -> int:
+    """The right answer; the options are known mistakes."""
+    field, step = first, 1
+    for kernel, stride in chain:
+        field += (kernel - less) * step
+        step = jump(step, stride)
+    return field
+
+
+def _field_with_early_stride(chain) -> int:
+    field, step = 1, 1
+    for kernel, stride in chain:
+        step *= stride
+        field += (kernel - 1) * step
+    return field
+
+
+_WRONG_FIELDS: dict[str, Callable] = {
+    "strides are ignored: after a stride of 2 a kernel reaches twice as far.": (
+        lambda chain: _receptive_field(chain, jump=lambda j, s: j)
+    ),
+    "the count starts at 0, but a number sees 1 place before any layer.": (
+        lambda chain: _receptive_field(chain, first=0)
+    ),
+    "each kernel adds k: neighbouring windows overlap, so it adds k - 1.": (
+        lambda chain: _receptive_field(chain, first=0, less=0)
+    ),
+    "each kernel adds k steps to the 1 you start from: it adds k - 1.": (
+        lambda chain: _receptive_field(chain, less=0)
+    ),
+    "a layer's stride lengthens its own step: it counts from the next layer on.": (
+        _field_with_early_stride
+    ),
+    "only the stride just before is used: strides multiply along the chain.": (
+        lambda chain: _receptive_field(chain, jump=lambda j, s: s)
+    ),
+    "strides are added up: two strides of 2 make steps of 4, three make 8.": (
+        lambda chain: _receptive_field(chain, jump=operator.add)
+    ),
+    "the chain is read from its end: the first pair is next to the image.": (
+        lambda chain: _receptive_field(chain[::-1])
+    ),
+    "you return the area: the side is asked for.": (
+        lambda chain: _receptive_field(chain) ** 2
+    ),
+}

@@ -1,0 +1,124 @@
+"""Checks of notebook 05, plain against residual."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from checks.base import Hint, check
+
+
+@check
+def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
+    """Judge `diagnose(shallow, deep)`, dicts of the training and test error (%)."""
+    first = {"train": 9.0, "test": 12.0}
+    names = ("degradation", "overfitting", "neither")
+    cases = (
+        (first, {"train": 2.0, "test": 14.0}, 1, "lower on the training images, higher "
+         "on the test images: that net has learned its training images by heart."),
+        (first, {"train": 14.0, "test": 16.0}, 0, "higher on the training images too: "
+         "it is not learning by heart, it is not learning."),
+        (first, {"train": 4.0, "test": 9.0}, 2, "both errors are lower: the deeper net "
+         "is simply better."),
+        (first, {"train": 13.0, "test": 11.5}, 0, "a higher training error is "
+         "degradation, whatever the test error does."),
+        (first, {"train": 10.0, "test": 11.0}, 0, "compare the deep net with the "
+         "shallow one, not the test error with the training error."),
+        (first, first, 2, "for two equal nets nothing has got worse."),
+        (first, {"train": 2.0, "test": 11.0}, 2, "the gap is wider, but the test error "
+         "is lower: nothing has got worse."),
+        ({"train": 20.0, "test": 22.0}, {"train": 12.0, "test": 18.0}, 2, "both errors "
+         "are lower than those of this shallow net: is another one built in?"),
+    )  # fmt: skip
+    for shallow, deep, right, hint in cases:
+        answer = diagnose(dict(shallow), dict(deep))
+        if answer not in names:
+            raise Hint(f"return one of {', '.join(names)}, not {answer!r}.")
+        if answer != names[right]:
+            raise Hint(f"shallow {shallow}, deep {deep}: {hint}")
+    return "Right: the training error decides, the test error names the rest."
+
+
+@check
+def check_seed_summary(summarise: Callable[[list[float]], tuple]) -> str:
+    """Judge `summarise(errors)`: mean, sample standard deviation and number of runs."""
+    errors = [8.0, 9.5, 8.6, 7.9]
+    answer = summarise(list(errors))
+    if not isinstance(answer, tuple | list) or len(answer) != 3:
+        raise Hint("return three numbers: `return mean, deviation, n`.")
+    mean, deviation, n = answer
+    centre = sum(errors) / 4
+    squares = sum((error - centre) ** 2 for error in errors)
+    if n != 4:
+        raise Hint(f"four runs were given, and n is {n}.")
+    for value, hint in (
+        (min(errors), "the first number is the best run: report the mean."),
+        (8.3, "the first number is the median: report the mean."),
+    ):
+        if math.isclose(mean, value, rel_tol=1e-6):
+            raise Hint(hint)
+    if not math.isclose(mean, centre, rel_tol=1e-6):
+        raise Hint(f"the mean of {errors} is not {mean:.3g}.")
+    for value, hint in (
+        (squares / 3, "the second number is the variance: take its square root."),
+        (math.sqrt(squares / 4), "divide by n − 1, not by n: the runs are a sample."),
+        (math.sqrt(squares / 12), "that is the standard error of the mean: leave √n "
+         "out."),
+        (max(errors) - min(errors), "the second number is the range of the runs."),
+    ):  # fmt: skip
+        if math.isclose(deviation, value, rel_tol=1e-6):
+            raise Hint(hint)
+    if not math.isclose(deviation, math.sqrt(squares / 3), rel_tol=1e-6):
+        raise Hint(f"the standard deviation of {errors} is not {deviation:.3g}.")
+    try:
+        single = summarise([8.0])[1]
+    except ArithmeticError as error:
+        raise Hint(f"one run ends in {type(error).__name__}: return nan.") from error
+    if not math.isnan(single):
+        raise Hint(f"one run has no deviation: return nan, not {single}.")
+    return "Right: a mean, its spread, and how many runs they come from."
+
+
+@check
+def check_transparent(make: Callable[[nn.BatchNorm2d], object]) -> str:
+    """Judge `make(bn)`: γ and β that undo the running statistics."""
+    for statistics in ((0.5, 4.0), (-1.0, 0.3)):
+        bn = nn.BatchNorm2d(3, eps=0.1).eval()  # an eps that cannot be overlooked
+        with torch.no_grad():
+            bn.running_mean += statistics[0] * torch.tensor([1.0, 2.0, -1.0])
+            bn.running_var *= statistics[1]
+        mean, variance = bn.running_mean.clone(), bn.running_var.clone()
+        make(bn)
+        _look_at_transparent(bn, mean, variance)
+    return "Right: γ = √(σ² + ε) and β = μ give the input back."
+
+
+def _look_at_transparent(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    if bn.training:
+        raise Hint("leave the layer in evaluation mode.")
+    if not (
+        torch.equal(bn.running_mean, mean) and torch.equal(bn.running_var, variance)
+    ):
+        raise Hint("leave the running statistics as they are: set weight and bias.")
+    gamma, beta = bn.weight.detach(), bn.bias.detach()
+
+    def is_gamma(value: Tensor) -> bool:
+        return torch.allclose(gamma, value, rtol=1e-3, atol=1e-4)
+
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    if torch.allclose(bn(x), x, rtol=1e-3, atol=1e-3):
+        return
+    for value, hint in (
+        (torch.ones(3), "γ is still 1: the layer divides by √(σ² + ε), so multiply."),
+        (variance.sqrt(), "γ is √σ²: the layer divides by √(σ² + ε), with its ε."),
+        (variance + bn.eps, "γ is σ² + ε: take the square root."),
+        ((variance + bn.eps).rsqrt(), "γ divides once more: multiply instead."),
+    ):
+        if is_gamma(value):
+            raise Hint(hint)
+    if not is_gamma((variance + bn.eps).sqrt()):
+        raise Hint("γ is off: what does the layer divide by?")
+    if torch.allclose(beta, -mean):
+        raise Hint("β has the wrong sign: the layer subtracts μ, so add it.")
+    raise Hint("β is off: what does the layer subtract?")

@@ -1,0 +1,164 @@
+"""The README's results, two tables and a figure drawn from data/runs: `make results`.
+
+Notebook 05 shows the same table beside the paper's.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from resnet_lib import plots
+from resnet_lib.paths import data_home
+from resnet_lib.recipe import PAPER, Recipe
+from resnet_lib.runs import OWN, Run, histories, longest_study, recorded_runs
+
+__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "tables", "updated"]
+
+START, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
+
+# Test error (%) at 64,000 iterations, Table 6. For 110 layers the paper gives the best
+# of five runs, 6.43, and their mean, 6.61 ± 0.16: ours are means too. It has no numbers
+# for plain nets, only the curves of Fig. 6.
+PAPER_ERRORS = {
+    "resnet20": 8.75,
+    "resnet32": 7.51,
+    "resnet44": 7.17,
+    "resnet56": 6.97,
+    "resnet110": 6.61,
+}
+
+
+def cifar10_runs() -> dict[str, Run]:
+    runs = recorded_runs()
+    return {name: run for name, run in runs.items() if run.about["data"] == "cifar10"}
+
+
+def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Final test errors beside the paper's Table 6, a row per network and schedule.
+
+    Of runs by the paper's recipe on CIFAR-10, at any length: mean and standard
+    deviation over the seeds in percent, their number n, and the difference to the
+    paper's 64,000 iterations in percentage points. NaN where there is nothing to
+    compare, and for the deviation of a single run.
+    """
+    groups = defaultdict(list)
+    for run in runs.values():
+        if _by_the_paper(run):
+            iterations = run.recipe["iterations"]
+            groups[run.layers, run.about["model"], iterations].append(run)
+    rows = []
+    for (_, model, iterations), group in sorted(groups.items()):
+        errors = pd.Series([100 * run.final["test_error"] for run in group])
+        paper = PAPER_ERRORS.get(model, float("nan"))
+        rows.append(
+            {
+                "network": model,
+                "paper, 64,000": paper,
+                "iterations": iterations,
+                "n": len(group),
+                "ours": errors.mean(),
+                "std": errors.std(),  # of a sample: NaN for one run
+                "difference": errors.mean() - paper,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _by_the_paper(run: Run) -> bool:
+    own = {key: run.recipe[key] for key in OWN}
+    paper = dataclasses.replace(PAPER.scaled(run.recipe["iterations"]), **own)
+    same = run.about["data"] == "cifar10" and Recipe(**run.recipe) == paper
+    return same and not run.extra_warmup
+
+
+def tables(runs: Mapping[str, Run]) -> str:
+    """Markdown: beside the paper's Table 6, then, folded, every run's conditions."""
+    compared = [
+        [
+            f"`{row['network']}`",
+            _number(row["paper, 64,000"]),
+            f"{row['iterations']:,}",
+            row["n"],
+            f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", ""),
+            _number(row["difference"], "{:+.2f}"),
+        ]
+        for row in beside_the_paper(runs).to_dict("records")
+    ]
+    single = [
+        [
+            f"[`{name}`](data/runs/{name})",
+            f"{run.recipe['iterations']:,}",
+            f"{50_000 - run.recipe['validation']:,}",
+            f"{run.final['train_error']:.2%}",
+            f"**{run.final['test_error']:.2%}**",
+            run.recipe["seed"],
+            f"{run.environment['device']}, {run.environment['computation']}",
+        ]
+        for name, run in runs.items()
+    ]
+    return "\n\n".join(
+        [
+            _markdown(
+                "network | paper's test error (%), 64,000 iterations "
+                "| our iterations | runs | ours (%), mean ± std | difference",
+                compared,
+            ),
+            f"<details><summary>Every run, {len(single)} of them</summary>",
+            _markdown(
+                "run | iterations | trained on | final training error "
+                "| final test error | seed | machine",
+                single,
+            ),
+            "</details>",
+        ]
+    )
+
+
+def _number(value: float, form: str = "{:.2f}", missing: str = "–") -> str:
+    return missing if pd.isna(value) else form.format(value)
+
+
+def _markdown(head: str, rows: Sequence[Sequence]) -> str:
+    """A table whose first column is text and whose others are set right."""
+    count = head.count("|")
+    lines = [f"| {head} |", "|---|" + "---:|" * count]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def updated(text: str, runs: Mapping[str, Run]) -> str:
+    """The README with the tables between its two marks written anew."""
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    return f"{before}{START}\n{tables(runs)}\n{END}{after}"
+
+
+def draw(runs: Mapping[str, Run], path: Path) -> None:
+    """The figure that makes the point: plain against residual, deep against shallow."""
+    plots.use_style()
+    study = longest_study(runs)
+    axes = plots.plain_vs_residual(histories(study))
+    iterations = next(iter(study.values())).recipe["iterations"]
+    figure = axes[0].figure
+    figure.suptitle(
+        f"CIFAR-10, {iterations:,} iterations (the paper: {PAPER.iterations:,})",
+        fontsize=12,
+    )
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    runs = cifar10_runs()
+    readme = data_home().parent / "README.md"
+    readme.write_text(updated(readme.read_text(encoding="utf-8"), runs), "utf-8")
+    draw(runs, data_home() / "results.png")
+    print(tables(runs))
+
+
+if __name__ == "__main__":
+    main()

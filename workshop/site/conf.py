@@ -1,0 +1,120 @@
+"""The web site: README, notebooks as committed, reference from docstrings. `make site`.
+
+Sources are read where they lie, from the project's root. Nothing is executed and
+nothing is fetched when a page is opened.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+from workshop.badges import BADGE, Project  # noqa: E402
+
+PROJECT = Project.read(ROOT)
+
+project = "Residual learning, from scratch"
+author = "the authors of this project"
+copyright = "2026, the authors of this project"
+version = release = PROJECT.tag
+
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+root_doc = "README"
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "data/README.md",
+    "notebooks/*.ipynb",
+    "notebooks/solutions/*.ipynb",
+    "workshop/site/reference.md",
+]
+exclude_patterns = [".*", "**/.ipynb_checkpoints", "runs"]
+
+nb_execution_mode = "off"
+nb_ipywidgets_js = {"embed.js": {}}  # the html-manager, served from the site
+nb_merge_streams = True
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+mathjax_path = "tex-svg.js"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+default_role = "code"  # docstrings write `fit`, as Markdown does
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["../../.site/static", "style.css", "mathjax.js"]
+html_css_files = ["style.css"]
+html_js_files = [("mathjax.js", {"defer": "defer", "priority": 100})]  # before MathJax
+html_copy_source = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
+html_theme_options = {
+    "repository_url": PROJECT.url,
+    "repository_branch": PROJECT.tag,
+    "use_repository_button": True,
+    "use_download_button": False,
+    "home_page_in_toc": True,
+}
+
+CONTENTS = """
+```{toctree}
+:hidden:
+:caption: Notebooks
+:glob:
+
+notebooks/*
+```
+
+```{toctree}
+:hidden:
+:caption: Solutions
+:glob:
+
+notebooks/solutions/*
+```
+
+```{toctree}
+:hidden:
+:caption: Project
+
+workshop/site/reference
+data/README
+CONTRIBUTING
+CHANGELOG
+```
+"""
+
+
+def adapt(app, docname: str, source: list[str]) -> None:
+    """Serve the badge from here, and lead to the repository where no page stands."""
+    text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
+    if docname.endswith(("README", "CONTRIBUTING", "CHANGELOG")):
+        here = (ROOT / docname).parent
+        text = re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
+    source[0] = text + (CONTENTS if docname == root_doc else "")
+
+
+def address(here: Path, link: re.Match) -> str:
+    """A link of a Markdown page: kept for pages and pictures, else into the project."""
+    target = (here / link[1]).resolve()
+    if target.suffix in (".md", ".ipynb", ".png", ".svg") or not target.exists():
+        return link[0]
+    kind = "tree" if target.is_dir() else "blob"
+    place = target.relative_to(ROOT.resolve()).as_posix()
+    return f"]({PROJECT.url}/{kind}/{PROJECT.tag}/{place})"
+
+
+def name_front_page(app, exception: Exception | None) -> None:
+    if exception is None and app.builder.name == "html":
+        pages = Path(app.outdir)
+        shutil.copy(pages / f"{root_doc}.html", pages / "index.html")
+
+
+def setup(app) -> None:
+    app.connect("source-read", adapt)
+    app.connect("build-finished", name_front_page)
