@@ -233,6 +233,15 @@ class Batches:
         seed: int = 0,
         share: slice = slice(None),
     ) -> None:
+        if len(data) == 0:
+            raise ValueError(
+                "There are no images to draw batches from. Give a training set of 1 "
+                "image or more."
+            )
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(
+                f"The batch size is {batch_size!r}: give a whole number, 1 or more."
+            )
         self.labels = data.labels
         self.batch_size, self.share = batch_size, share
         self.augment = Augmenter(data.images, normalisation)
@@ -242,29 +251,48 @@ class Batches:
     def _new_epoch(self) -> None:
         self.epoch_seed = self.generator.get_state()
         plan = plan_epoch(len(self.labels), self.generator)
-        self.plan = plan.to(self.labels.device)
+        if self.labels.is_cuda:  # from pinned memory the copy does not wait for the GPU
+            plan = plan.pin_memory()
+        self.plan = plan.to(self.labels.device, non_blocking=True)
         self.position = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        rows = []
-        wanted = self.batch_size
-        while wanted:
-            if self.position == len(self.plan):
+        return self.make(self.next_plan())
+
+    def next_plan(self) -> Tensor:
+        """This process's choices for the next batch: int64 (B, 4), on the images'
+        device, with the columns of `plan_epoch`."""
+        rows, wanted = [], self.batch_size
+        while wanted > 0:
+            if self.position >= len(self.plan):
                 self._new_epoch()
             rows.append(self.plan[self.position : self.position + wanted])
             self.position += len(rows[-1])
             wanted -= len(rows[-1])
-        plan = torch.cat(rows)[self.share]
-        return self.augment(plan), self.labels[plan[:, 0]]
+        return torch.cat(rows)[self.share]
+
+    def make(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures and labels of a plan: float32 (B, C, H, W) and int64 (B,).
+
+        A function of the plan alone, on the device, that reads nothing back: a CUDA
+        graph can hold it.
+        """
+        return self.augment(plan), self.labels.index_select(0, plan[:, 0])
 
     def state_dict(self) -> dict:
         """What a checkpoint needs to go on with the very next picture."""
         return {"epoch_seed": self.epoch_seed, "position": self.position}
 
     def load_state_dict(self, state: dict) -> None:
+        if not 0 <= state["position"] <= len(self.labels):
+            raise ValueError(
+                f"The next picture would be number {state['position']} of an epoch, "
+                f"and this set has {len(self.labels)}: the state was saved from "
+                "another set. Load it with the images it was saved from."
+            )
         self.generator.set_state(state["epoch_seed"])
         self._new_epoch()
         self.position = state["position"]
