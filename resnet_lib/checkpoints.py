@@ -67,10 +67,16 @@ class RunFolder:
         self.weights = path / "weights.pt"
         self.checkpoints = (path / "checkpoint.pt", path / "checkpoint.previous.pt")
         self.newest_is_damaged = False
-        self.threads: int | None = None  # what the run began with
         self.lock = FileLock(path / ".lock", timeout=0)
 
     # --- opening ---
+
+    @property
+    def threads(self) -> int | None:
+        """With how many threads the run was begun; None for a new one."""
+        with contextlib.suppress(RuntimeError, OSError):  # `open` says what is damaged
+            return read_json(self.path / "environment.json").get("threads")
+        return None
 
     def open(self) -> bool:
         """Make the folder or go on with it; True if its run is finished already."""
@@ -223,7 +229,6 @@ class RunFolder:
                 f"library ({error!r}). Choose another folder, or delete it to start "
                 "this run anew."
             ) from error
-        self.threads = state.get("threads")
 
     def _newest_checkpoint(self) -> dict | None:
         """The newest whole checkpoint, or None where there is none at all."""
@@ -278,7 +283,7 @@ class RunFolder:
     def save(self) -> None:
         """A checkpoint; the one before it is kept too."""
         state = self.state.state_dict()
-        state |= {"ranks": self.ranks.size, "threads": torch.get_num_threads()}
+        state["ranks"] = self.ranks.size
         content = _to_bytes(state)
         newest, previous = self.checkpoints
         with self._writing():

@@ -176,8 +176,8 @@ class GraphedStep:
     changes. The warm-up that CUDA asks for leaves no trace in them, so each call counts
     as exactly one step.
 
-    A replay reads and writes the very addresses of the recording: call `forget` when
-    one of these tensors was replaced.
+    A replay reads and writes the very addresses of the recording: where one of these
+    tensors is replaced, make a new one.
     """
 
     def __init__(
@@ -185,13 +185,8 @@ class GraphedStep:
         step: Callable[[Tensor], None],
         state: Callable[[], list[Tensor]],
         before_recording: Callable[[], None] = lambda: None,
-        record: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
         self.step, self.state, self.before_recording = step, state, before_recording
-        self.record = record or record_cuda_graph
-        self.forget()
-
-    def forget(self) -> None:
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, given: Tensor) -> None:
@@ -199,19 +194,26 @@ class GraphedStep:
             self.given = given.clone()  # the address that the recording reads
             self._warm_up()
             self.before_recording()
-            self.replay = self.record(lambda: self.step(self.given))
+            self.replay = record_cuda_graph(lambda: self.step(self.given))
         self.given.copy_(given)
         self.replay()
 
     def _warm_up(self) -> None:
         """Three steps, as CUDA asks for, undone in place."""
         kept = [tensor.clone() for tensor in self.state()]
-        with on_side_stream(self.given.device), torch.random.fork_rng():
+        device = self.given.device
+        gpus = [device] if device.type == "cuda" else []
+        with on_side_stream(device), torch.random.fork_rng(gpus):
             for _ in range(3):
                 self.step(self.given)
         with torch.no_grad():
             for tensor, value in zip(self.state(), kept, strict=True):
                 tensor.copy_(value)
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether steps on this device can be recorded and replayed."""
+    return device.type == "cuda"
 
 
 @contextlib.contextmanager

@@ -101,12 +101,12 @@ def fit(
     folder = None
     if run:
         folder = RunFolder(Path(run).expanduser(), state, ranks, snapshots)
-        if folder.open():
-            return Fit("finished", state.iteration, state.rows)
     progress = progress and ranks.first
     loop = _Loop(state, ranks, folder, 60 * max_minutes, checkpoint_seconds, on_row)
     try:
         with computing(state, folder and folder.threads, progress):
+            if folder and folder.open():
+                return Fit("finished", state.iteration, state.rows)
             status = loop.run(progress)
     except (FloatingPointError, ValueError) as error:
         raise _with_remedy(error, state, folder) from None
@@ -135,11 +135,9 @@ def computing(state: Training, begun_with: int | None, say: bool) -> Iterator[No
             yield
 
 
-def _choose_threads(state: Training, say: bool) -> int | None:
+def _choose_threads(state: Training, say: bool) -> int:
     """One thread or all, whichever is faster now; a run keeps it for life, since the
     number decides in which order sums are rounded."""
-    if state.iteration:  # of a run from before the number was kept
-        return None
     with torch.random.fork_rng(devices=[]):
         trial = Training(copy.deepcopy(state.model), state.data, state.recipe, "cpu")
         seconds = faster_threads(trial.step)

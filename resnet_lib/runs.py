@@ -266,7 +266,8 @@ class Run:
         Runs from before it was recorded have the networks of `get_model`.
         """
         if "network" in self.about:
-            return self.about["network"]
+            known = self.about["network"]
+            return known and {k: v for k, v in known.items() if k != "class"}
         name, _, shortcut = self.about["model"].partition("-")
         return get_model(name, shortcut or None).config
 

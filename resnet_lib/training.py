@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_lib.data import Batches, Dataset, Images, Normalisation, shrunk
-from resnet_lib.device import DeviceProfile, GraphedStep, device_profile
+from resnet_lib.device import DeviceProfile, GraphedStep, can_record, device_profile
 from resnet_lib.recipe import Recipe, image_size_at, learning_rate_at
 from resnet_lib.resnet import evaluating
 
@@ -176,7 +176,7 @@ class Training:
         self.loss_sum = torch.zeros((), device=where)
         self.wrong = torch.zeros((), dtype=torch.int64, device=where)
         self.steps = 0
-        self.graphed = graphed and where.type == "cuda"
+        self.graphed = graphed and can_record(where)
         self.graphs: dict[int, GraphedStep] = {}  # one for each image size
         self._make_optimizer()
         self._check_classes()
@@ -205,22 +205,23 @@ class Training:
     def _make_optimizer(self) -> None:
         """SGD with the recipe's hyper-parameters.
 
-        On CUDA the rate is a tensor that the fused kernel reads on the device, so that
-        a recorded step takes the rate of the day; and momentum begins as zeros, since
-        a recording of the first step, which has none yet, would begin anew each time.
+        Where steps can be recorded the rate is a tensor that the fused kernel reads on
+        the device, so that a recorded step takes the rate of the day; and momentum
+        begins as zeros, since a recording of the first step, which has none yet, would
+        begin anew each time.
         """
         recipe, where = self.recipe, self.profile.device
-        on_gpu = where.type == "cuda"
-        self.rate = torch.tensor(recipe.lr, device=where) if on_gpu else recipe.lr
+        recordable = can_record(where)
+        self.rate = torch.tensor(recipe.lr, device=where) if recordable else recipe.lr
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             self.rate,
             recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
-            fused=on_gpu or None,
+            fused=recordable or None,
         )
-        if on_gpu and recipe.momentum:
+        if recordable and recipe.momentum:
             for parameter in self.model.parameters():
                 zeros = torch.zeros_like(parameter)
                 self.optimizer.state[parameter]["momentum_buffer"] = zeros
@@ -248,7 +249,9 @@ class Training:
         for parameter, buffer in kept.items():
             loaded = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None and loaded is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(loaded)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(
+                    loaded
+                )
 
     # --- one update ---
 
