@@ -110,7 +110,7 @@ def test_weights_are_kept_where_they_are_loaded_and_in_half_precision():
     assert with_weights == KEPT
     for path in ROOT.glob("data/runs/*/**/*.pt"):
         for value in torch.load(path, weights_only=True).values():
-            assert value.dtype in (torch.float16, torch.int64), path
+            assert value.dtype == torch.float16 or value.ndim < 2, path
 
 
 @pytest.mark.slow
