@@ -167,7 +167,8 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
     theirs = {id(parameter) for parameter in net.parameters()}
     if len(deep) != wanted:
         raise Hint(
-            f"{old} layers and extra = {extra} make {wanted}, and yours has {len(deep)}."
+            f"{old} layers and extra = {extra} make {wanted}, and yours has "
+            f"{len(deep)}."
         )
     if not _same(net, before):
         raise Hint("the weights of `net` itself have changed: leave it as it is.")

@@ -226,7 +226,8 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
                 "option C. Under B the input passes as it is."
             )
         return
-    parts = [part for part in parts if not isinstance(part, nn.Identity)]
+    nothing = nn.Identity | nn.Sequential  # the latter empty
+    parts = [part for part in parts if not isinstance(part, nothing)]
     convs = [part for part in parts if isinstance(part, nn.Conv2d)]
     norms = [part for part in parts if isinstance(part, nn.BatchNorm2d)]
     if not convs:

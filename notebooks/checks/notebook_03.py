@@ -176,7 +176,9 @@ def _look_at_stage(built: nn.Sequential, made: list[nn.Module]) -> None:
             f"a {type(built).__name__} holds blocks but cannot run them: use "
             "nn.Sequential."
         )
+    nothing = nn.Identity | nn.Sequential  # the latter empty
     inside = [m for m in built.modules() if not list(m.children())]
+    inside = [m for m in inside if not isinstance(m, nothing)]
     if [m for m in inside if m in made] != made:
         raise Hint("the blocks do not all stand in the order in which you made them.")
     if len(inside) > len(made):
