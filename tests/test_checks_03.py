@@ -140,9 +140,9 @@ def wrong_field(**options):
 
 
 FIELDS = {
-    "None: a whole number": lambda layers: None,
+    "None: a whole number is wanted": lambda layers: None,
     "True: a whole": lambda layers: True,
-    "3.5: a whole": lambda layers: field(layers) + 0.5,
+    "3.5": lambda layers: field(layers) + 0.5,
     "1×1": lambda layers: field([layer for layer in layers if layer[0] > 1]),
     "ignored": wrong_field(jump=lambda step, stride: step),
     "starts at 0": wrong_field(first=0),

@@ -68,7 +68,8 @@ def values(answer: object, hint: str, shape: tuple[int, ...] | None = None) -> T
         found = answer.detach().cpu()
     else:
         try:
-            found = torch.from_numpy(np.array(_bare(answer)))
+            is_array = getattr(answer, "ndim", 0)
+            found = torch.from_numpy(np.array(answer if is_array else _bare(answer)))
         except (TypeError, ValueError):
             raise Hint(hint.format(type(answer).__name__)) from None
     if found.dtype == torch.bool or found.is_complex():
@@ -82,13 +83,13 @@ def _bare(answer: object) -> object:
     """The same with Python's own kind of number for each number in it."""
     if isinstance(answer, list | tuple):
         return [_bare(part) for part in answer]
-    if getattr(answer, "ndim", None) == 0:
+    dimensions = getattr(answer, "ndim", None)
+    if dimensions:
+        raise TypeError("a list of arrays is no list of numbers")
+    if dimensions == 0:
         return answer.item()
-    if isinstance(answer, Tensor):
-        raise TypeError("a list of tensors is no list of numbers")
-    # A Fraction, say.
     is_other = isinstance(answer, numbers.Real) and not isinstance(answer, int)
-    return float(answer) if is_other else answer
+    return float(answer) if is_other else answer  # a Fraction, say
 
 
 def number(answer: object, hint: str) -> float:
