@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib.basic_block import PaddedIdentity, make_shortcut
+from resnet_lib.basic_block import PaddedIdentity, make_shortcut  # noqa: F401
 
 # --- the right answers ----------------------------------------------------------------
 
@@ -53,13 +53,14 @@ def conv(in_channels, out_channels, size, stride=1, padding=None, **other):
 
 
 def layers(base=Block, **change):
-    """The right block with some layers changed, each by a function of its arguments."""
+    """The right block with other layers, each a formula of its arguments b, a and s."""
 
     class Wrong(base):
         def __init__(self, before, after, stride=1):
             super().__init__(before, after, stride)
-            for name, make in change.items():
-                setattr(self, name, make(before, after, stride))
+            names = globals() | {"b": before, "a": after, "s": stride}
+            for name, formula in change.items():
+                setattr(self, name, eval(formula, names))
 
     return Wrong
 
@@ -79,22 +80,15 @@ def forward(formula, base=Block):
 
 
 def projection(*parts):
-    """Another shortcut where the shape changes: layers from (in, out, stride)."""
-
-    def make(before, after, stride):
-        if before == after and stride == 1:
-            return nn.Identity()
-        return nn.Sequential(*(part(before, after, stride) for part in parts))
-
-    return layers(shortcut=make)
+    """Another shortcut where the shape changes, of these layers."""
+    inside = ", ".join(parts)
+    return layers(
+        shortcut=f"nn.Sequential({inside}) if b != a or s != 1 else nn.Identity()"
+    )
 
 
-def norm(before, after, stride):
-    return nn.BatchNorm2d(after)
-
-
-def point(before, after, stride):
-    return conv(before, after, 1, stride)
+POINT, NORM = "conv(b, a, 1, s)", "nn.BatchNorm2d(a)"
+LAZY, LAZY_NORM = "nn.LazyConv2d(a, 3, padding=1, bias=False)", "nn.LazyBatchNorm2d()"
 
 
 class NoShortcutLayer(Block):
@@ -110,32 +104,19 @@ class NoShortcutLayer(Block):
         return torch.relu(around + self.branch(x))
 
 
-def same_border(before, after, stride):
-    return conv(after, after, 3, padding="same")
-
-
-def lazy(size, middle=0):
-    """A convolution or BN that learns its channels from what it sees first."""
-    if not size:
-        return lambda before, after, stride: nn.LazyBatchNorm2d()
-    return lambda before, after, stride: nn.LazyConv2d(
-        (middle or 1) * after, size, padding=size // 2, bias=False
-    )
-
-
 RIGHT_BLOCKS = [
     Block,
     NoShortcutLayer,
-    layers(conv2=same_border),
-    layers(bn1=lazy(0), conv2=lazy(3), bn2=lazy(0)),
-    projection(lambda before, after, stride: nn.Sequential(), point, norm),
+    layers(conv2="conv(a, a, 3, padding='same')"),
+    layers(bn1=LAZY_NORM, conv2=LAZY, bn2=LAZY_NORM),
+    projection("nn.Sequential()", POINT, NORM),
     forward("relu(f(x).double() + s(x)).double()"),
 ]
 RIGHT_BOTTLENECKS = [
     Bottleneck,
-    layers(Bottleneck, conv3=lambda b, c, s: conv(c, 4 * c, 1, padding="valid")),
-    layers(Bottleneck, conv1=lambda b, c, s: conv(b, c, 1, padding="same")),
-    layers(Bottleneck, conv3=lazy(1, 4), bn3=lazy(0)),
+    layers(Bottleneck, conv3="conv(a, 4 * a, 1, padding='valid')"),
+    layers(Bottleneck, conv1="conv(b, a, 1, padding='same')"),
+    layers(Bottleneck, conv3="nn.LazyConv2d(4 * a, 1, bias=False)", bn3=LAZY_NORM),
 ]
 
 
@@ -166,7 +147,9 @@ class OneNormTwice(Block):
 class OtherNames(nn.Module):
     def __init__(self, before, after, stride=1):
         super().__init__()
-        self.layers = nn.Sequential(conv(before, after, 3, stride), norm(0, after, 0))
+        self.layers = nn.Sequential(
+            conv(before, after, 3, stride), nn.BatchNorm2d(after)
+        )
 
 
 def in_place(self, x):
@@ -176,26 +159,20 @@ def in_place(self, x):
     return F.relu(out + self.shortcut(x))
 
 
-def only(where):
-    """A projection only where the arguments say so."""
-
-    def make(before, after, stride):
-        kind = "B" if where(before, after, stride) else None
-        return make_shortcut(kind, before, after, stride) if kind else nn.Sequential()
-
-    return layers(shortcut=make)
-
-
 ALWAYS_TRAINING = (
     "F.batch_norm(c2(relu(b1(c1(x)))), None, None, b2.weight, b2.bias, True)"
 )
 
 WRONG_BLOCKS = {
-    "in Wrong(4, 8, 1) the shape changes": only(lambda b, a, s: s != 1),
-    "in Wrong(4, 4, 2) the shape changes": only(lambda b, a, s: b != a),
+    "in Wrong(4, 8, 1) the shape changes": layers(
+        shortcut="make_shortcut('B', b, a, s) if s != 1 else nn.Sequential()"
+    ),
+    "in Wrong(4, 4, 2) the shape changes": layers(
+        shortcut="make_shortcut('B', b, a, s) if b != a else nn.Sequential()"
+    ),
     "in Wrong(4, 8, 2) the shape changes": [
-        layers(shortcut=lambda *_: nn.Identity()),
-        layers(shortcut=lambda *shape: make_shortcut("A", *shape)),
+        layers(shortcut="nn.Identity()"),
+        layers(shortcut="make_shortcut('A', b, a, s)"),
     ],
     "ReLU after bn1 is missing": forward("relu(b2(c2(b1(c1(x)))) + s(x))"),
     "stands before bn1": forward("relu(b2(c2(b1(relu(c1(x))))) + s(x))"),
@@ -217,39 +194,31 @@ WRONG_BLOCKS = {
     "bn1 works twice": without("bn2", "relu(b1(c2(relu(b1(c1(x))))) + s(x))"),
     "two of bn1, bn2 are one object": OneNormTwice,
     "two of conv1, conv2 are one object": OneLayerTwice,
-    "no running statistics": layers(
-        bn1=lambda b, a, s: nn.BatchNorm2d(a, track_running_stats=False)
-    ),
-    "normalises 4 channels": layers(bn1=lambda b, a, s: nn.BatchNorm2d(2 * a)),
+    "no running statistics": layers(bn1="nn.BatchNorm2d(a, track_running_stats=False)"),
+    "normalises 4 channels": layers(bn1="nn.BatchNorm2d(2 * a)"),
     "in eval mode": forward(f"relu({ALWAYS_TRAINING} + s(x))"),
-    "conv1 has stride 1 and should have 2": layers(conv1=lambda b, a, s: conv(b, a, 3)),
-    "conv2 has stride 2 and should have 1": layers(
-        conv2=lambda b, a, s: conv(a, a, 3, s)
-    ),
-    "conv1 has a bias": layers(conv1=lambda b, a, s: conv(b, a, 3, s, bias=True)),
-    "conv1 needs padding=1": layers(conv1=lambda b, a, s: conv(b, a, 3, s, padding=0)),
-    "conv2 needs padding=1": layers(
-        conv2=lambda b, a, s: conv(a, a, 3, padding="valid")
-    ),
-    "kernel of conv2 is not 3×3": layers(conv2=lambda b, a, s: conv(a, a, 5)),
+    "conv1 has stride 1 and should have 2": layers(conv1="conv(b, a, 3)"),
+    "conv2 has stride 2 and should have 1": layers(conv2="conv(a, a, 3, s)"),
+    "conv1 has a bias": layers(conv1="conv(b, a, 3, s, bias=True)"),
+    "conv1 needs padding=1": layers(conv1="conv(b, a, 3, s, padding=0)"),
+    "conv2 needs padding=1": layers(conv2="conv(a, a, 3, padding='valid')"),
+    "kernel of conv2 is not 3×3": layers(conv2="conv(a, a, 5)"),
     "conv2: leave dilation, groups and padding_mode": [
-        layers(conv2=lambda b, a, s: conv(a, a, 3, padding=2, dilation=2)),
-        layers(conv2=lambda b, a, s: conv(a, a, 3, groups=2)),
-        layers(conv2=lambda b, a, s: conv(a, a, 3, padding_mode="reflect")),
+        layers(conv2="conv(a, a, 3, padding=2, dilation=2)"),
+        layers(conv2="conv(a, a, 3, groups=2)"),
+        layers(conv2="conv(a, a, 3, padding_mode='reflect')"),
     ],
-    "conv1 maps 4 to 4": layers(conv1=lambda b, a, s: conv(b, b, 3, s)),
-    "that is option C": layers(shortcut=lambda *shape: make_shortcut("C", *shape)),
-    "no BN behind it": projection(point),
+    "conv1 maps 4 to 4": layers(conv1="conv(b, b, 3, s)"),
+    "that is option C": layers(shortcut="make_shortcut('C', b, a, s)"),
+    "no BN behind it": projection(POINT),
     "and nothing else": [
-        projection(point, norm, lambda *_: nn.ReLU()),
-        projection(norm, point),
-        projection(point, norm, norm),
+        projection(POINT, NORM, "nn.ReLU()"),
+        projection(NORM, POINT),
+        projection(POINT, NORM, NORM),
     ],
-    "needs the block's stride": projection(lambda b, a, s: conv(b, a, 1), norm),
-    "is not 1×1": projection(lambda b, a, s: conv(b, a, 3, s), norm),
-    "has a bias in front of its BN": projection(
-        lambda b, a, s: conv(b, a, 1, s, bias=True), norm
-    ),
+    "needs the block's stride": projection("conv(b, a, 1)", NORM),
+    "is not 1×1": projection("conv(b, a, 3, s)", NORM),
+    "has a bias in front of its BN": projection("conv(b, a, 1, s, bias=True)", NORM),
     "no gradient reaches conv1.weight": forward("relu(f(x).detach() + s(x))"),
     "gradient of x is not": forward("relu(f(x) + s(x).detach())"),
     "no gradient can flow back": forward("relu(f(x) + s(x)).detach()"),
@@ -263,24 +232,18 @@ WRONG_BLOCKS = {
 WRONG_BOTTLENECKS = {
     "in Wrong(8, 4, 1) the shape changes": layers(
         Bottleneck,
-        shortcut=lambda b, c, s: (
-            make_shortcut("B", b, 4 * c, s) if s != 1 else nn.Sequential()
-        ),
+        shortcut="make_shortcut('B', b, 4 * a, s) if s != 1 else nn.Sequential()",
     ),
     "conv3 maps 2 to 2 channels and should map 2 to 8": layers(
-        Bottleneck, conv3=lambda b, c, s: conv(c, c, 1)
+        Bottleneck, conv3="conv(a, a, 1)"
     ),
-    "kernel of conv1 is not 1×1": layers(
-        Bottleneck, conv1=lambda b, c, s: conv(b, c, 3)
-    ),
+    "kernel of conv1 is not 1×1": layers(Bottleneck, conv1="conv(b, a, 3)"),
     "conv1 has stride 2 and should have 1": layers(
         Bottleneck,
-        conv1=lambda b, c, s: conv(b, c, 1, s),
-        conv2=lambda b, c, s: conv(c, c, 3),
+        conv1="conv(b, a, 1, s)",
+        conv2="conv(a, a, 3)",
     ),
-    "conv1 needs padding=0": layers(
-        Bottleneck, conv1=lambda b, c, s: conv(b, c, 1, padding=1)
-    ),
+    "conv1 needs padding=0": layers(Bottleneck, conv1="conv(b, a, 1, padding=1)"),
     "ReLU after bn2 is missing": forward(
         "relu(b3(c3(b2(c2(relu(b1(c1(x))))))) + s(x))", Bottleneck
     ),
@@ -294,9 +257,7 @@ WRONG_BOTTLENECKS = {
     ),
     "never added": forward("relu(f(x))", Bottleneck),
     "no nn.Conv2d called conv3": Block,
-    "option C": layers(
-        Bottleneck, shortcut=lambda b, c, s: make_shortcut("C", b, 4 * c, s)
-    ),
+    "option C": layers(Bottleneck, shortcut="make_shortcut('C', b, 4 * a, s)"),
 }
 
 
@@ -328,45 +289,38 @@ def columns_swapped(x, out, s):
     return pad(kept, out)
 
 
+def cut(formula):
+    """A shortcut (x, out, s) by its formula."""
+    return lambda x, out, s: eval(formula, globals() | {"x": x, "out": out, "s": s})
+
+
 WRONG_SHORTCUTS = {
-    "average neighbouring pixels": lambda x, out, s: pad(
-        F.avg_pool2d(x, s, ceil_mode=True), out
+    "average neighbouring pixels": cut("pad(F.avg_pool2d(x, s, ceil_mode=True), out)"),
+    "largest of neighbouring": cut("pad(F.max_pool2d(x, s, ceil_mode=True), out)"),
+    "cut out the top left corner": cut(
+        "pad(x[:, :, : -(-x.shape[2] // s), : -(-x.shape[3] // s)], out)"
     ),
-    "largest of neighbouring": lambda x, out, s: pad(
-        F.max_pool2d(x, s, ceil_mode=True), out
+    "start at the second pixel": cut("shortcut_a(x.roll((-1, -1), (2, 3)), out, s)"),
+    "is (2, 8, 6, 8) instead of (2, 8, 3, 4): keep one in 2 rows": cut("pad(x, out)"),
+    "(2, 8, 3, 8) instead of (2, 8, 3, 4)": cut("pad(x[:, :, ::s], out)"),
+    "(2, 8, 3, 2) instead of (2, 8, 4, 3)": cut(
+        "shortcut_a(x[:, :, : x.shape[2] // s * s, : x.shape[3] // s * s], out, s)"
     ),
-    "cut out the top left corner": lambda x, out, s: pad(
-        x[:, :, : -(-x.shape[2] // s), : -(-x.shape[3] // s)], out
+    "(2, 4, 3, 3) instead of (2, 4, 6, 6)": cut("shortcut_a(x, out, 2)"),
+    "is (2, 4, 3, 4): dimension 1 should hold 8": cut("x[..., ::s, ::s]"),
+    "is (2, 4, 3, 8): dimension 1": cut(
+        "F.pad(x[..., ::s, ::s], (0, out - x.shape[1]))"
     ),
-    "start at the second pixel": lambda x, out, s: shortcut_a(
-        x.roll((-1, -1), (2, 3)), out, s
-    ),
-    "is (2, 8, 6, 8) instead of (2, 8, 3, 4): keep one in 2 rows": (
-        lambda x, out, s: pad(x, out)
-    ),
-    "(2, 8, 3, 8) instead of (2, 8, 3, 4)": lambda x, out, s: pad(x[:, :, ::s], out),
-    "(2, 8, 3, 2) instead of (2, 8, 4, 3)": lambda x, out, s: shortcut_a(
-        x[:, :, : x.shape[2] // s * s, : x.shape[3] // s * s], out, s
-    ),
-    "(2, 4, 3, 3) instead of (2, 4, 6, 6)": lambda x, out, s: shortcut_a(x, out, 2),
-    "is (2, 4, 3, 4): dimension 1 should hold 8": lambda x, out, s: x[..., ::s, ::s],
-    "is (2, 4, 3, 8): dimension 1": lambda x, out, s: F.pad(
-        x[..., ::s, ::s], (0, out - x.shape[1])
-    ),
-    "zeros stand in front": lambda x, out, s: pad(
-        x[..., ::s, ::s], out, out - x.shape[1]
-    ),
-    "zeros are split": lambda x, out, s: pad(
-        x[..., ::s, ::s], out, (out - x.shape[1]) // 2
-    ),
+    "zeros stand in front": cut("pad(x[..., ::s, ::s], out, out - x.shape[1])"),
+    "zeros are split": cut("pad(x[..., ::s, ::s], out, (out - x.shape[1]) // 2)"),
     "new channels hold values": with_new_channels(lambda x, new: x[:, : new[1]]),
-    "make the zeros like x": lambda *given: shortcut_a(*given).float(),
+    "make the zeros like x": cut("shortcut_a(x, out, s).float()"),
     "on another device": with_new_channels(
         lambda x, new: torch.zeros(new, dtype=x.dtype)
     ),
-    "no gradient flows back": lambda *given: shortcut_a(*given).detach(),
-    "the values are not": [lambda *given: 2 * shortcut_a(*given), columns_swapped],
-    "you return PaddedIdentity": lambda x, out, s: PaddedIdentity(x.shape[1], out, s),
+    "no gradient flows back": cut("shortcut_a(x, out, s).detach()"),
+    "the values are not": [cut("2 * shortcut_a(x, out, s)"), columns_swapped],
+    "you return PaddedIdentity": cut("PaddedIdentity(x.shape[1], out, s)"),
 }
 
 
