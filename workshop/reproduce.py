@@ -52,12 +52,14 @@ class Planned:
     @property
     def name(self) -> str:
         """resnet18-paper-32k; what else differs between recorded runs shows too."""
-        iterations = self.recipe.iterations
+        iterations, standard = self.recipe.iterations, RECIPES[self.base]
         parts = [
             self.network,
             self.base,
             f"{iterations // 1000}k" if iterations % 1000 == 0 else str(iterations),
             self.data if self.data != "cifar10" else "",
+            f"lr{self.recipe.lr:g}" if self.recipe.lr != standard.lr else "",
+            "constant" if standard.milestones and not self.recipe.milestones else "",
             self.recipe.precision if self.recipe.precision != "auto" else "",
             "warmup" if self.recipe.warmup_lr else "",
             f"seed{self.recipe.seed}" if self.recipe.seed else "",
