@@ -170,21 +170,29 @@ class RunFolder:
             write_json(self.path / "environment.json", self._environment())
             write_json(path, about)
             return
+        ours = about | about.pop("recipe")
         theirs = read_about(self.path)
-        ours, theirs = ({**x, **x["recipe"], "recipe": 0} for x in (about, theirs))
-        for key in ours.keys() & theirs.keys():  # older runs say less
-            if key == "data_digest" and theirs[key] != ours[key]:
-                raise ValueError(
-                    f"{self.path} holds a run on other data of the name "
-                    f"{state.data.name!r}: other pictures, labels, sizes or classes. "
-                    "Choose another folder, or give the data it was begun with."
-                )
-        for key in ours:
-            if key in theirs and theirs[key] != ours[key]:
-                raise ValueError(
-                    f"{self.path} holds a run with {key} = {theirs[key]!r}, not "
-                    f"{ours[key]!r}. Choose another folder, or the same {key}."
-                )
+        theirs |= theirs.pop("recipe")
+        for key, value in ours.items():
+            if theirs.get(key, value) != value:  # older runs say less
+                raise ValueError(self._difference(key, theirs[key], value))
+
+    def _difference(self, key: str, theirs: object, ours: object) -> str:
+        if key == "network":
+            return (
+                f"{self.path} holds a run of another network, {theirs}. Choose another "
+                "folder, or build the network that it was begun with."
+            )
+        if key == "data_digest":
+            return (
+                f"{self.path} holds a run on other data of the name "
+                f"{self.state.data.name!r}: other pictures, labels, sizes or classes. "
+                "Choose another folder, or give the data that it was begun with."
+            )
+        return (
+            f"{self.path} holds a run with {key} = {theirs!r}, not {ours!r}. Choose "
+            f"another folder, or the same {key}."
+        )
 
     def _environment(self) -> dict:
         profile, size = self.state.profile, self.ranks.size

@@ -245,12 +245,17 @@ def describe(model: nn.Module) -> dict | None:
         return None
     with torch.device("meta"):  # no memory, and no random number is drawn
         twin = ResNet(**model.config)
-    for module, other in zip(model.modules(), twin.modules(), strict=False):
-        # A name is no proof: a class of the same name, or a forward hung on a layer.
-        if type(module) is not type(other) or "forward" in vars(module):
-            return None
     if str(model) != str(twin):
         return None
+    for module, other in zip(model.modules(), twin.modules(), strict=True):
+        # What `str` does not tell: a class of the same name, a forward hung on a layer,
+        # the stride of shortcut A.
+        if type(module) is not type(other) or "forward" in vars(module):
+            return None
+        for name, value in vars(other).items():
+            public = name != "training" and not name.startswith("_")
+            if public and vars(module).get(name) != value:
+                return None
     config = dict(model.config)
     for name in ("widths", "depths"):
         config[name] = [int(number) for number in config[name]]
