@@ -237,9 +237,9 @@ def test_cifar100_is_downloaded_checked_and_read(tmp_path, hundred, monkeypatch)
     root = tmp_path / "root"
     with pytest.raises(
         FileNotFoundError, match=r"No CIFAR-100 in .* cifar100`"
-    ) as told:
+    ) as caught:
         load_cifar100(root)
-    assert "cifar-100-python" in str(e.value)
+    assert "cifar-100-python" in str(caught.value)
     data = load_cifar100(root, download=True)
     assert (data.name, len(data.classes), data.note) == (
         "cifar100",
