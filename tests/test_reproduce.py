@@ -177,7 +177,7 @@ FAULTS += [
         (f"{RUN}, sed = 3", "no key 'sed'. Write seed", f"{RUN}, seed = 3"),
         (f"{RUN}, turbo = 3", "no key 'turbo'. Choose from", RUN),
         ('recipe = "paper"', 'as in model = "resnet20"', RUN),
-        ("model = 20", 'text in quotes, as in model = "20"', RUN),
+        ("model = 20", 'text in quotes, as in model = "resnet20"', RUN),
         ('model = "resnet19"', "Try 14 or 20", RUN),
         (f'{RUN}, shortcut = "D"', "shortcut", f'{RUN}, shortcut = "A"'),
         (f'{RUN}, recipe = "best"', 'Choose from "paper", "quick"', RUN),

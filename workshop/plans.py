@@ -8,7 +8,10 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from resnet_lib.recipe import Recipe
 from resnet_lib.resnet import get_model
@@ -57,12 +60,13 @@ class Planned:
     snapshots: bool = False
     weights: bool = False
 
-    @property
+    @cached_property
     def network(self) -> str:
         """The network's full name, which tells another shortcut."""
-        return get_model(self.model, self.shortcut).name
+        with torch.device("meta"):  # no weights are drawn
+            return get_model(self.model, self.shortcut).name
 
-    @property
+    @cached_property
     def name(self) -> str:
         return run_name(self.network, self.base, self.recipe, self.data)
 
@@ -222,7 +226,6 @@ def _planned(defaults: dict, entry: dict) -> Planned:
     data = own.get("data", "cifar10")
     check_data(data)
     own["weights"] = own.get("weights", own.get("snapshots", False))
-    get_model(own["model"], own.get("shortcut"))
     recipe = _recipe(base, entry)
     if recipe.validation >= (count := DATASETS.get(data, float("inf"))):
         raise ValueError(
