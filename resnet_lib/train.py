@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from resnet_lib import datasets
-from resnet_lib.cifar10 import download_cifar10, find_cifar10
+from resnet_lib.cifar10 import CIFAR10, CIFAR100, download_cifar10, find
 from resnet_lib.data import Dataset
 from resnet_lib.distributed import process_group
 from resnet_lib.fit import Fit, fit
-from resnet_lib.paths import data_root
+from resnet_lib.paths import expanded
 from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
 
@@ -41,7 +41,7 @@ def run_name(network: str, base: str, recipe: Recipe, data: str = "cifar10") -> 
         network,
         base,
         f"{iterations // 1000}k" if iterations % 1000 == 0 else str(iterations),
-        Path(data).resolve().name if data != "cifar10" else "",
+        expanded(data).resolve().name if data != "cifar10" else "",
         f"lr{recipe.lr:g}" if recipe.lr != standard.lr else "",
         "constant" if standard.milestones and not recipe.milestones else "",
         recipe.precision if recipe.precision != "auto" else "",
@@ -127,7 +127,7 @@ def recipe_options(recipe: Recipe, base: str) -> list[str]:
 
 def check_data(name: str) -> None:
     """Raise ValueError unless `name` is one of `DATASETS` or a folder."""
-    if name not in DATASETS and not Path(name).expanduser().is_dir():
+    if name not in DATASETS and not expanded(name).is_dir():
         raise ValueError(
             f"data {name!r} is neither a set with a name nor a folder. Choose from "
             f"{', '.join(DATASETS)}, or give a folder that holds a folder of pictures "
@@ -141,9 +141,9 @@ def load(name: str) -> Dataset:
     if name == "digits":
         return datasets.load_digits()
     if name not in DATASETS:
-        return datasets.load_folder(Path(name).expanduser())
+        return datasets.load_folder(name)
     if name == "cifar100":
-        return datasets.load_cifar100()
+        return datasets.load_cifar100(download=True)
     download_cifar10()  # returns at once if it is on disk
     return datasets.load_cifar10()
 
@@ -158,9 +158,8 @@ def _load_in_turn(name: str) -> Dataset:
 
 
 def _on_disk(name: str) -> bool:
-    if name == "cifar100":
-        return (data_root() / "cifar-100-python").is_dir()
-    return name != "cifar10" or find_cifar10() is not None
+    known = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+    return name not in known or find(known[name]) is not None
 
 
 # --- the command ----------------------------------------------------------------------
@@ -190,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.model, arguments.shortcut, len(data.classes), channels
         )
         name = run_name(model.name, arguments.recipe, recipe, arguments.data)
-        run = (arguments.run or Path("runs") / name).expanduser()
+        run = expanded(arguments.run or Path("runs") / name)
         marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
         with process_group(arguments.device) as ranks:
             if ranks.first:

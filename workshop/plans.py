@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from resnet_lib.paths import expanded
 from resnet_lib.recipe import Recipe
 from resnet_lib.resnet import get_model
 from resnet_lib.runs import Run
@@ -82,8 +83,10 @@ class Planned:
     def is_same_run(self, run: Run) -> bool:
         """Whether `run` is a record of this very network, data and recipe."""
         recipe = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        folder = f"folder {expanded(self.data).resolve().name}"  # as `load_folder` says
+        data = self.data if self.data in DATASETS else folder
         theirs = (run.about["model"], run.about["data"], run.recipe)
-        return theirs == (self.network, Path(self.data).name, recipe)
+        return theirs == (self.network, data, recipe)
 
 
 def read_plan(path: Path | str) -> list[Planned]:

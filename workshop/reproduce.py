@@ -18,7 +18,7 @@ import torch
 
 from resnet_lib.checkpoints import _has_locks
 from resnet_lib.fit import stop_requests
-from resnet_lib.paths import data_home
+from resnet_lib.paths import data_home, expanded
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import Run, halved, load_weights
 from resnet_lib.train import escape_unprintable, load
@@ -251,8 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     escape_unprintable()
     given, errors = parser().parse_args(argv), []
     try:
-        places = Places(given.work.expanduser(), given.records.expanduser())
-        plan = {run.name: run for run in read_plan(given.plan.expanduser())}
+        places = Places(expanded(given.work), expanded(given.records))
+        plan = {run.name: run for run in read_plan(expanded(given.plan))}
         if unknown := [name for name in given.only or () if name not in plan]:
             raise ValueError(
                 f"{given.plan} has no run {unknown[0]}: {', '.join(plan)}."
