@@ -93,9 +93,7 @@ def _to_four(images: Tensor | np.ndarray) -> str:
     """How uint8 pictures of another layout become (N, C, H, W), in a sentence."""
     if images.ndim == 4:
         return "Move the channels with images.permute(0, 3, 1, 2)."
-    if images.ndim == 3 and (
-        images.shape[0] in (1, 3, 4) or images.shape[2] in (1, 3, 4)
-    ):
+    if images.ndim == 3 and {1, 3, 4} & {images.shape[0], images.shape[2]}:
         return "Add the batch dimension with images[None]."
     if images.ndim == 3:
         return "Add the channel with images[:, None]."

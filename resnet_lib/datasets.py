@@ -6,7 +6,7 @@ Your own pictures lie in a folder with one folder per class:
     pets/cats/kitty.png
     pets/dogs/rex.jpg
 
-They may have any sizes. Ten lines train on them:
+They may have any sizes. A few lines train on them:
 
     from dataclasses import replace
 
@@ -163,9 +163,16 @@ def load_folder(
     else:
         files, test_files = _set_aside(files, test)
         done = f"of every class, {test:.0%} were set aside as the test set"
-    train = _read_all(files, size, grey)
+    problems: list[str] = []
+    train = _read_all(files, size, grey, problems)
+    tests = _read_all(test_files, size, grey, problems)
+    if problems:
+        told = "; ".join(problems[:3]) + "; …" * (len(problems) > 3)
+        raise ValueError(
+            f"{len(problems)} pictures of {path} cannot be read. Save them anew or "
+            f"take them away: {told}."
+        )
     train = train[torch.randperm(len(train), generator=_generator())]
-    tests = _read_all(test_files, size, grey)
     data = Dataset(f"folder {path.resolve().name}", tuple(files), train, tests)
     print(
         f"{data.name}: {len(files)} classes, {len(train):,} training and "
@@ -240,8 +247,13 @@ def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
     return train, test
 
 
-def _read_all(files: dict[str, list[Path]], size: int, grey: bool) -> Images:
-    images, labels, problems = [], [], []
+def _read_all(
+    files: dict[str, list[Path]], size: int, grey: bool, problems: list[str]
+) -> Images:
+    """The pictures of all classes; those that cannot be read go to `problems`."""
+    channels = 1 if grey else 3
+    images = [torch.empty(0, channels, size, size, dtype=torch.uint8)]
+    labels: list[int] = []
     for number, found in enumerate(files.values()):
         for file in found:
             try:
@@ -249,16 +261,9 @@ def _read_all(files: dict[str, list[Path]], size: int, grey: bool) -> Images:
             except ValueError as error:
                 problems.append(f"{file}: {error}")
                 continue
-            images.append(_grey(image) if grey else image)
+            images.append((_grey(image) if grey else image)[None])
             labels.append(number)
-    if problems:
-        told = "; ".join(problems[:3]) + "; …" * (len(problems) > 3)
-        total = len(images) + len(problems)
-        raise ValueError(
-            f"{len(problems)} of {total} pictures cannot be read. Save them anew or "
-            f"take them away: {told}."
-        )
-    return Images(torch.stack(images), torch.tensor(labels))
+    return Images(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
 
 
 def _grey(image: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: there is no such home folder. Write the path in full."
+            f"{path}: there is no such home folder. Write it in full."
         ) from error
 
 
