@@ -235,7 +235,7 @@ def test_functions_are_compared_like_classes():
     [
         (BLOCK.replace("BasicBlock", "Blok"), ["Blok"], "no public class"),
         (BLOCK, ["_branch"], "no public class"),
-        ("resnet18 = 1", ["resnet18"], "no public class"),
+        ("plain9 = 1", ["plain9"], "no public class"),
         (BLOCK.replace("BasicBlock", "Other"), ["BasicBlock"], "does not define"),
         (
             BLOCK + "\n\nBasicBlock.expansion = 1",
@@ -257,7 +257,7 @@ def test_functions_are_compared_like_classes():
         ("for ResNet in range(3):\n    pass", [], "ResNet is redefined"),
         ("with open('x') as fit:\n    pass", [], "fit is redefined"),
         ("print(fit := 3)", [], "fit is redefined"),
-        ("resnet18 = 1", [], "resnet18 is redefined"),
+        ("get_model = 1", [], "get_model is redefined"),
         ("from timm.models.resnet import BasicBlock", [], "BasicBlock is redefined"),
         ("from resnet_lib import PlainBlock as BasicBlock", [], "BasicBlock is"),
         ("import torch as fit", [], "fit is redefined"),
