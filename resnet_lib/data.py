@@ -220,7 +220,7 @@ class Dataset:
         From the names of the classes, the sizes, every label, and some 150,000 pixels
         of each part, spread over all images.
         """
-        digest = hashlib.sha256(repr(self.classes).encode())
+        digest = hashlib.sha256(repr([str(name) for name in self.classes]).encode())
         for part in (self.train, self.test):
             digest.update(repr(tuple(part.images.shape)).encode())
             # An odd step, so that the sample is not one column of all pictures.
