@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from resnet_lib.inputs import as_labels, as_pixels
 
 __all__ = [
     "Augmenter",
@@ -41,8 +42,8 @@ class Images:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", _pixels(self.images))
-        object.__setattr__(self, "labels", _classes(self.labels, len(self.images)))
+        object.__setattr__(self, "images", as_pixels(self.images))
+        object.__setattr__(self, "labels", as_labels(self.labels, len(self.images)))
         if self.images.device != self.labels.device:
             raise ValueError(
                 f"The images are on {self.images.device}, the labels on "
@@ -59,104 +60,6 @@ class Images:
 
     def to(self, device: torch.device | str) -> "Images":
         return Images(self.images.to(device), self.labels.to(device))
-
-
-def _pixels(images: Tensor | np.ndarray) -> Tensor:
-    """Images as a uint8 tensor (N, C, H, W); ValueError says how to make them one."""
-    if isinstance(images, Images):
-        raise ValueError("These are Images, pictures with labels. Give their .images.")
-    if getattr(images, "dtype", None) not in (torch.uint8, np.uint8):
-        raise ValueError(f"Images must be uint8, 0 to 255. {_to_uint8(images)}")
-    shape = tuple(images.shape)
-    if isinstance(images, np.ndarray):
-        if len(shape) == 3 and shape[2] not in (1, 3, 4):
-            images = images[:, None]  # grey: (N, H, W)
-        elif len(shape) == 4 and _channels_last(shape):
-            images = np.moveaxis(images, 3, 1)
-        if images.ndim == 4:
-            images = torch.from_numpy(np.array(images, order="C"))  # a copy of our own
-    if images.ndim != 4 or _channels_last(images.shape):
-        raise ValueError(
-            f"Images must be of shape (N, C, H, W), got {shape}. {_to_four(images)}"
-        )
-    if 0 in shape[1:]:
-        raise ValueError(f"Images of shape {shape} have no pixels. Give 1 × 1 or more.")
-    return images
-
-
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether (N, a, b, c) can only be (N, H, W, C): c channels, and a too many."""
-    return shape[3] in (1, 3, 4) and shape[1] > 4
-
-
-def _to_four(images: Tensor | np.ndarray) -> str:
-    """How uint8 pictures of another layout become (N, C, H, W), in a sentence."""
-    if images.ndim == 4:
-        return "Move the channels with images.permute(0, 3, 1, 2)."
-    if images.ndim == 3 and {1, 3, 4} & {images.shape[0], images.shape[2]}:
-        return "Add the batch dimension with images[None]."
-    if images.ndim == 3:
-        return "Add the channel with images[:, None]."
-    return "Rows of CIFAR-10's files take images.reshape(-1, 3, 32, 32)."
-
-
-def _to_uint8(images: object) -> str:
-    """How pictures of other numbers become uint8, in a sentence."""
-    if isinstance(images, Tensor):
-        values, scaled, end = images.float(), "images.float()", ".to(torch.uint8)"
-        whole = not images.is_floating_point()
-    elif isinstance(images, np.ndarray) and images.dtype.kind in "biuf":
-        values = torch.from_numpy(images.astype(np.float64))
-        scaled, end, whole = "images", '.astype("uint8")', images.dtype.kind != "f"
-    else:
-        kind = getattr(images, "dtype", type(images).__name__)
-        return f"Got {kind}: stack the pictures in one array, as np.stack does."
-    about = f"These are {str(images.dtype).removeprefix('torch.')}"
-    if values.numel() == 0:
-        return f"{about}: convert with images{end}."
-    low, high = values.min().item(), values.max().item()
-    about = f"{about} from {low:.5g} to {high:.5g}"
-    if not math.isfinite(high - low):
-        return f"{about}: mend what is not finite, then scale them to 255."
-    if low < 0:
-        return f"{about}: give the pixels as they were before they were normalised."
-    if high <= 1:
-        return f"{about}: convert with ({scaled} * 255).round(){end}."
-    if high <= 255:
-        return f"{about}: convert with images{'' if whole else '.round()'}{end}."
-    white = next(white for white in (4095, 65535, high) if high <= white)
-    return f"{about}: convert with ({scaled} * (255 / {white:.9g})).round(){end}."
-
-
-def _classes(labels: object, count: int) -> Tensor:
-    """Labels as int64 (count,); ValueError says how to make them so."""
-    if not isinstance(labels, Tensor):
-        labels = np.asarray(labels)
-        if labels.dtype.kind in "iu":
-            labels = torch.from_numpy(labels.astype(np.int64))
-    shape, name = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
-    if len(shape) == 2 and shape[1] > 1:
-        raise ValueError(
-            f"Labels must be of shape ({count},), got {shape}. Where a 1 stands in the "
-            "column of the class, labels.argmax(1) gives its number."
-        )
-    if len(shape) != 1:
-        raise ValueError(
-            f"Labels must be of shape ({count},), got {shape}. Give one class number "
-            "per image, as labels.reshape(-1) does."
-        )
-    if not isinstance(labels, Tensor) or not name.startswith(("int", "uint")):
-        whole = ".long()" if isinstance(labels, Tensor) else '.astype("int64")'
-        raise ValueError(
-            f"Labels must be whole numbers, got {name}. Number the classes from 0; "
-            f"numbers of another type take labels{whole}."
-        )
-    if len(labels) != count:
-        raise ValueError(
-            f"There are {count} images and {len(labels)} labels. Give one class number "
-            "per image."
-        )
-    return labels.long()
 
 
 @dataclass(frozen=True)
@@ -275,7 +178,7 @@ class Normalisation:
         cls, images: Tensor, per_pixel: bool = False, black_border: bool = False
     ) -> "Normalisation":
         """Measure mean and std on uint8 images (N, C, H, W)."""
-        images = _pixels(images)
+        images = as_pixels(images)
         if len(images) == 0:
             raise ValueError("There are no images to measure. Give 1 image or more.")
         channels = images.shape[1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock, PlainBlock
+from resnet_lib.inputs import wrong_images
 
 __all__ = [
     "ResNet",
@@ -41,43 +42,9 @@ def check_images(x: Tensor, channels: int = 3) -> None:
     `torch.jit`): there, `x` has no shape to look at.
     """
     if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-        problem = _wrong_images(x, channels)
+        problem = wrong_images(x, channels)
         if problem is not None:
             raise ValueError(problem)
-
-
-def _wrong_images(x: object, channels: int) -> str | None:
-    """What is wrong with these images and what mends it; None for good ones."""
-    if isinstance(x, torch.fx.Proxy):
-        return None
-    if not isinstance(x, Tensor):
-        remedy = "Convert an array with torch.from_numpy(x)."
-        return f"Expected a tensor of images, got {type(x).__name__}. {remedy}"
-    shape = tuple(x.shape)
-    wanted = f"Expected images of shape (N, {channels}, H, W), got {shape}."
-    if x.ndim == 3 and shape[0] == channels:
-        return f"{wanted} Add the batch dimension with x[None]."
-    if x.ndim == 3 and shape[2] == channels:
-        return f"{wanted} Move the channels and add a batch: x.permute(2, 0, 1)[None]."
-    if x.ndim != 4:
-        return f"{wanted} Images have four dimensions: batch, channels, height, width."
-    if shape[1] != channels and shape[3] == channels:
-        return f"{wanted} Move the channels with x.permute(0, 3, 1, 2)."
-    if shape[1] != channels:
-        remedy = f"Build the network with in_channels={shape[1]}"
-        if shape[1] == 1:
-            remedy += f", or repeat the channel with x.expand(-1, {channels}, -1, -1)"
-        elif (shape[1], channels) == (4, 3):
-            remedy += ", or leave the fourth out with x[:, :3]"
-        return f"{wanted} {remedy}."
-    if 0 in shape[2:]:
-        return f"{wanted} Give images of 1 × 1 pixel or more."
-    if not x.is_floating_point():
-        return (
-            f"Expected floating-point images, got {x.dtype}. Normalise them first, as "
-            "resnet_lib.data.Normalisation does."
-        )
-    return None
 
 
 @contextlib.contextmanager

@@ -18,14 +18,14 @@ LIBRARY = ROOT / "resnet_lib"
 
 # From the core outwards: a module imports only from those before it.
 ORDER = [
-    *("basic_block", "resnet"),
+    *("inputs", "basic_block", "resnet"),
     *("data", "recipe", "device", "training"),
     *("paths", "progress", "cifar10", "datasets"),
     *("distributed", "runs", "checkpoints", "fit"),
     *("probes", "plots", "explorer"),
     *("train", "colab"),
 ]
-CORE = ["basic_block", "resnet", "data", "recipe", "device", "training"]
+CORE = ["inputs", "basic_block", "resnet", "data", "recipe", "device", "training"]
 HEAVY = {"IPython", "ipywidgets", "matplotlib", "seaborn", "pandas", "anywidget"}
 
 

@@ -642,7 +642,7 @@ def evil_archive(tmp_path) -> Iterator[tuple[str, str]]:
     shelf.mkdir()
     with tarfile.open(shelf / "evil.tar.gz", "w:gz") as tar:
         for name in ("../evil", "../../evil", f"{tmp_path}/evil", "data_batch_1"):
-            member = tarfile.TarInfo(f"{cifar10.FOLDER}/../{name}")
+            member = tarfile.TarInfo(f"{cifar10.CIFAR10.folder}/../{name}")
             member.size = 4
             tar.addfile(member, io.BytesIO(b"evil"))
 
