@@ -1,4 +1,4 @@
-"""What every widget of the series is made of: controls, words, and a picture."""
+"""Controls over a picture: what a small widget of the series is made of."""
 
 import asyncio
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-__all__ = ["Explorer"]
+__all__ = ["Controls"]
 
 # A burst of slider moves arrives in this time; a look is over before anyone waits.
 PAUSE = 0.02  # seconds
@@ -36,7 +36,7 @@ def spare_the_collector() -> None:
     gc.freeze()
 
 
-class Explorer(widgets.VBox):
+class Controls(widgets.VBox):
     """Controls over a sentence and a picture that follow them.
 
     A subclass makes its `controls`, calls `super().__init__`, and defines `figure()`,
