@@ -1,7 +1,10 @@
 """Figures in one style: data in, Axes out."""
 
+import base64
+import html
+import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,10 +20,12 @@ __all__ = [
     "LiveCurves",
     "class_bars",
     "confusion_matrix",
+    "describe",
     "feature_maps",
     "filter_tiles",
     "heat_over_image",
     "image_grid",
+    "interact",
     "learning_rate",
     "path_length_bars",
     "plain_vs_residual",
@@ -53,6 +58,68 @@ def use_style() -> None:
             "image.interpolation": "nearest",
         }
     )
+
+
+# --- figures in words, and figures to turn --------------------------------------------
+
+# One clear pixel: JupyterLab gives a PNG no alternative text, but leaves it to HTML.
+_PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+def _img(source: str, alt: str, style: str = "") -> str:
+    return f'<img alt="{html.escape(alt)}" src="{source}"{style}>'
+
+
+def _png(figure: Figure, **options: object) -> str:
+    """The figure as a PNG file in base64, and closed: no cell draws it once more."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi, **options)
+    plt.close(figure)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def describe(figure: Figure, alt: str) -> None:
+    """Show the figure of this cell with alternative text, as the cell's last line.
+
+    `alt` says in a sentence or two what there is to see. It stands in the metadata of
+    the output, where the site and converters look for it, in place of the picture where
+    there is only text, and in a clear pixel beside it, which JupyterLab reads aloud.
+    """
+    from IPython.display import display
+
+    alt = " ".join(alt.split())
+    picture = {"image/png": _png(figure, bbox_inches="tight"), "text/plain": alt}
+    display(picture, raw=True, metadata={"image/png": {"alt": alt}})
+    pixel = {"text/html": _img(_PIXEL, alt, ' width="1" height="1"')}
+    display(pixel | {"text/plain": ""}, raw=True)
+
+
+def interact(draw: Callable[..., Figure], alt: str, **controls: object) -> None:
+    """A figure with controls above it: `draw(**values)` makes it anew for each change.
+
+    `controls` are widgets, or what `ipywidgets.interactive` makes widgets of: a range
+    of numbers (1, 5), a list, a truth value. A page without a kernel shows the first
+    figure. `alt` is its alternative text.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    alt = " ".join(alt.split())
+    picture = ipywidgets.HTML()
+
+    def redraw(**values: object) -> None:
+        source = f"data:image/png;base64,{_png(draw(**values))}"
+        picture.value = _img(source, alt, ' style="max-width: 100%"')
+
+    box = ipywidgets.interactive(redraw, **controls)
+    box.children = (*box.children[:-1], picture, box.children[-1])  # errors, last
+    if not picture.value:
+        box.update()
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    still = picture.value.split("base64,")[1].split('"')[0]
+    bundle = {"application/vnd.jupyter.widget-view+json": view, "image/png": still}
+    metadata = {"image/png": {"alt": alt}}
+    display(bundle | {"text/plain": alt}, raw=True, metadata=metadata)
 
 
 def image_grid(

@@ -56,6 +56,12 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
         for buffer in widget.get("buffers", []):
             if buffer["data"].startswith("iVBORw0KGgo"):  # a PNG file
                 buffer["data"] = small(buffer["data"], colours=256)
+        value = widget["state"].get("value")
+        if isinstance(value, str):  # HTML with a picture in it
+            here = r'(?<=data:image/png;base64,)[^"]+'
+            widget["state"]["value"] = re.sub(
+                here, lambda png: small(png[0], colours=256), value
+            )
 
 
 def execute(path: Path) -> None:

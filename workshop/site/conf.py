@@ -4,6 +4,7 @@ Sources are read where they lie, from the project's root. Nothing is executed an
 nothing is fetched when a page is opened.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -93,10 +94,31 @@ CHANGELOG
 def adapt(app, docname: str, source: list[str]) -> None:
     """Serve the badge from here, and lead to the repository where no page stands."""
     text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
+    if docname.startswith("notebooks/"):
+        text = with_alternative_text(text)
     if docname.endswith(("README", "CONTRIBUTING", "CHANGELOG")):
         here = (ROOT / docname).parent
         text = re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
     source[0] = text + (CONTENTS if docname == root_doc else "")
+
+
+def with_alternative_text(notebook: str) -> str:
+    """What `plots.describe` says of a figure, where MyST-NB looks for it."""
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        outputs = cell.get("outputs", [])
+        said = [o.get("metadata", {}).get("image/png", {}).get("alt") for o in outputs]
+        if words := " ".join(alt for alt in said if alt):
+            cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": words}
+            # The clear pixel for JupyterLab would be read here a second time.
+            cell["outputs"] = [o for o in outputs if not is_pixel(o)]
+    return json.dumps(content)
+
+
+def is_pixel(output: dict) -> bool:
+    return "data:image/gif;base64" in "".join(
+        output.get("data", {}).get("text/html", "")
+    )
 
 
 def address(here: Path, link: re.Match) -> str:

@@ -1,0 +1,85 @@
+"""Figures that say in words what they show, and figures to turn."""
+
+import base64
+import io
+
+import IPython.display
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+from PIL import Image
+
+from resnet_lib import plots
+from workshop.execute import STATE, numbered, shrink
+
+ALT = 'A line that "rises" from 1 to 2.'
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the cell shows, as a notebook keeps it."""
+    outputs = []
+
+    def keep(data, raw, metadata=None):
+        assert raw
+        outputs.append(
+            nbformat.v4.new_output("display_data", data, metadata=metadata or {})
+        )
+
+    monkeypatch.setattr(IPython.display, "display", keep)
+    return outputs
+
+
+def line(end: float = 2):
+    figure, ax = plt.subplots()
+    ax.plot([1, end])
+    return figure
+
+
+def test_words_stay_with_the_figure_in_a_saved_notebook(shown):
+    plots.describe(line(), 'A line that\n    "rises" from 1 to 2.')
+    assert not plt.get_fignums(), "a second picture would follow at the cell's end"
+    cell = nbformat.v4.new_code_cell(outputs=shown)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    shrink(notebook)
+    picture, pixel = numbered(notebook).cells[0].outputs
+    assert picture.metadata["image/png"]["alt"] == picture.data["text/plain"] == ALT
+    assert Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
+    assert 'alt="A line that &quot;rises&quot; from 1 to 2."' in pixel.data["text/html"]
+
+
+def test_a_control_draws_anew_and_a_page_shows_the_first_figure(shown):
+    ends = []
+
+    def draw(end: float):
+        ends.append(end)
+        return line(end)
+
+    plots.interact(draw, ALT, end=(1, 5))
+    (bundle,) = shown
+    assert ends == [3] and bundle.metadata["image/png"]["alt"] == ALT
+    from ipywidgets import Widget
+
+    view = bundle.data["application/vnd.jupyter.widget-view+json"]
+    box = getattr(Widget, "widgets", None) or Widget._active_widgets
+    slider, picture, _ = box[view["model_id"]].children
+    before = picture.value
+    assert before.count(bundle.data["image/png"]) == 1
+    slider.value = 5
+    assert ends == [3, 5] and picture.value != before
+
+
+def test_a_saved_widget_keeps_its_picture_in_fewer_bytes(shown):
+    plots.describe(line(), ALT)
+    png = shown[0].data["image/png"]
+    value = f'<img alt="x" src="data:image/png;base64,{png}" style="">'
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["widgets"] = {
+        STATE: {"state": {"a": {"state": {"value": value}}}}
+    }
+    shrink(notebook)
+    kept = notebook.metadata["widgets"][STATE]["state"]["a"]["state"]["value"]
+    assert len(kept) < len(value) and kept.endswith('" style="">')
+    small = kept.split("base64,")[1].split('"')[0]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(p))).size for p in (png, small)]
+    assert sizes[0] == sizes[1]
