@@ -892,13 +892,14 @@ class View {
 
   drawAnswers() {
     const { classes } = this.about;
+    const hurt = Object.keys(this.lesion).length > 0;
     const tables = this.about.nets.map((net) => {
       const look = this.looks[net.title];
       const [now, whole] = [softmax(look.logits), softmax(look.whole)];
       const rows = classes.map((name, i) => {
-        const bar = h("div.rx-probability", {}, h("i"), h("b"));
+        const bar = h("div.rx-probability", {}, h("i"), hurt ? h("b") : null);
         bar.firstChild.style.width = `${100 * now[i]}%`;
-        bar.lastChild.style.width = `${100 * whole[i]}%`;
+        if (hurt) bar.lastChild.style.width = `${100 * whole[i]}%`;
         return h(
           `tr${i === this.label ? ".rx-true" : ""}`,
           { "data-probability": now[i] },
@@ -911,9 +912,11 @@ class View {
       table.style.setProperty("--rx-net", this.colourOf(net));
       return table;
     });
-    const focus = this.caption();
-    const outline = Object.keys(this.lesion).length ? "; outlined: without the lesion" : "";
-    this.answers.replaceChildren(h("p.rx-words", {}, `${focus}${outline}`), h("div.rx-tables", {}, ...tables));
+    const words = this.caption() + (hurt ? "; the mark: without the lesion" : "");
+    this.answers.replaceChildren(
+      h("p.rx-words", {}, words),
+      h("div.rx-tables", {}, ...tables),
+    );
   }
 
   drawAccuracy(right, seen) {

@@ -222,7 +222,9 @@ class Explorer(anywidget.AnyWidget):
         """The picture shown, uint8 (3, 32, 32); black until one's own is there."""
         if self.picture != OWN:
             return self.data.test.images[self.picture]
-        return torch.zeros(3, 32, 32, dtype=torch.uint8) if self.own is None else self.own
+        return (
+            torch.zeros(3, 32, 32, dtype=torch.uint8) if self.own is None else self.own
+        )
 
     @property
     def label(self) -> int | None:
@@ -417,9 +419,9 @@ class Explorer(anywidget.AnyWidget):
 
     def _save(self) -> None:
         """Keep a picture for pages without a kernel; without one if it cannot be."""
-        from resnet_lib.explorer.controls import png
-
         try:
+            from resnet_lib.explorer.figure import png
+
             self.saved, self.words = png(self.figure(), dpi=80), self.sentence()
         except Exception as error:
             self.words = f"No picture: {error}"
