@@ -275,7 +275,7 @@ def test_cmyk_and_transparency():
         (b"hello", "no picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b'<?xml version="1.0"?><svg/>', "SVG"),
-        (file(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8))[:-900],
+        (file(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8))[:-900],
          "damaged"),
         (file(np.zeros((9_500, 9_500), dtype=np.uint8)), "too many pixels"),
     ],

@@ -34,6 +34,7 @@ from checks.notebook_06 import (
     check_activation,
     check_branch_ratio,
     check_path_lengths,
+    check_recalibrated,
 )
 from checks.notebook_07 import (
     check_repaired_loss,
@@ -58,6 +59,7 @@ __all__ = [
     "check_parameter_count",
     "check_path_lengths",
     "check_ramped_rate",
+    "check_recalibrated",
     "check_receptive_field",
     "check_repaired_loss",
     "check_repaired_net",

@@ -6,8 +6,8 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from resnet_lib.plots import PLAIN, RESIDUAL
 from resnet_lib.explorer.controls import Controls
+from resnet_lib.plots import PLAIN, RESIDUAL
 
 __all__ = ["GradientExplorer"]
 

@@ -14,7 +14,7 @@ DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes above 8 b
 
 
 def read_picture(content: bytes, size: int = 32) -> Tensor:
-    """A PNG, JPEG, GIF, WebP or BMP file of any size and depth as uint8 (3, size, size).
+    """A PNG, JPEG, GIF, WebP or BMP file of any depth as uint8 (3, size, size).
 
     The middle square is kept, and what is transparent becomes white. 16-bit values are
     divided by 256; where none is above 4,095 they are 12-bit values, and divided by 16.

@@ -14,7 +14,7 @@ import traitlets
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from resnet_lib.basic_block import BasicBlock, PlainBlock
+from resnet_lib.basic_block import BasicBlock
 from resnet_lib.data import Dataset, Normalisation
 from resnet_lib.explorer.inside import Inside, kernel_of, look_inside, way_around
 from resnet_lib.explorer.pictures import read_picture
@@ -92,7 +92,7 @@ class Explorer(anywidget.AnyWidget):
 
     Everything that is shown can be read and set:
 
-    - `net`, `block` ("stem" or a name such as "layer2.0"), `channel` (-1: the strongest)
+    - `net`, `block` ("stem", "layer2.0", …), `channel` (-1: the strongest)
     - `pixel`: () or (row, column) of the block's maps
     - `scales`: the factor on each weakened branch, by block name; see `probes.lesion`
     - `picture`: a test image's index; `show()` takes any other picture
