@@ -145,3 +145,44 @@ EXERCISES = [
 @pytest.mark.parametrize(("check", "wrong", "right"), EXERCISES)
 def test_answers_are_told_apart(told_apart, check, wrong, right):
     told_apart(check, wrong, *right)
+
+
+def recalibrate(model, images, reset=True, momentum=None, mode=True, end=True):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            if reset:
+                module.reset_running_stats()
+            module.momentum = momentum
+    model.train(mode)
+    with torch.no_grad():
+        for batch in images.split(32):
+            model(batch)
+    if end:
+        model.eval()
+
+
+def trained(model, images):
+    recalibrate(model, images)
+    with torch.no_grad():
+        model.fc.weight *= 1.01
+
+
+def half(model, images):
+    recalibrate(model, images)
+    with torch.no_grad():
+        model.layer3[0].bn1.running_var *= 3
+
+
+RECALIBRATED = {
+    "training mode": lambda *a: recalibrate(*a, end=False),
+    "a weight changed": trained,
+    "the old ones": lambda *a: None,
+    "nothing was measured": lambda *a: recalibrate(*a, mode=False),
+    "bn1 holds other": lambda *a: recalibrate(*a, reset=False, momentum=0.3),
+    "layer3.0.bn1": half,
+}
+
+
+def test_recalibrated(says, told_apart):
+    told_apart(checks.check_recalibrated, RECALIBRATED)
+    assert says(checks.check_recalibrated, recalibrate)[0]

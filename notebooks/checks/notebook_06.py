@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from checks.base import Hint, check, compare, near, shake, values
 from resnet_lib.basic_block import BasicBlock
+from resnet_lib.resnet import get_model
 
 
 @check
@@ -171,3 +172,51 @@ def _look_at_ratio(found: Tensor, f: Tensor, around: Tensor, x: Tensor, where) -
         },
         f"{where} the ratios are not right: compare with probes.block_parts.",
     )
+
+
+@check
+def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> str:
+    """Judge `recalibrate(model, images)`: BN's statistics measured anew, untrained."""
+    torch.manual_seed(0)
+    model = get_model("resnet8")
+    shake(model.eval())
+    images = torch.randn(64, 3, 16, 16)
+    before, right = copy.deepcopy(model), _measured(model, images)
+    recalibrate(model, images)
+    if any(module.training for module in model.modules()):
+        raise Hint("the model is left in training mode: end with `model.eval()`.")
+    old = before.parameters()
+    if not all(torch.equal(p, q) for p, q in zip(model.parameters(), old, strict=True)):
+        raise Hint("a weight changed: only BN's running statistics may.")
+    for name, (mean, var) in right.items():
+        bn, was = model.get_submodule(name), before.get_submodule(name)
+
+        def close(other_mean, other_var, bn=bn, var=var) -> bool:
+            far = (bn.running_mean - other_mean).abs() / var.sqrt()
+            apart = (bn.running_var / other_var).log().abs()
+            return bool(far.max() < 0.15 and apart.max() < 0.3)
+
+        if close(was.running_mean, was.running_var):
+            raise Hint(
+                "the statistics are the old ones: run the images through the model in "
+                "training mode."
+            )
+        if close(torch.zeros_like(mean), torch.ones_like(var)):
+            raise Hint("they were reset, and nothing was measured after it.")
+        if not close(mean, var):
+            raise Hint(
+                f"{name} holds other statistics than its input has: call "
+                "`reset_running_stats()`, and set `momentum = None` for a plain mean."
+            )
+    return "Right: every BN knows its input again, and no weight has changed."
+
+
+def _measured(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance of every BN's input in one pass in training mode, by name."""
+    twin = copy.deepcopy(model).train()
+    layers = {n: m for n, m in twin.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for bn in layers.values():
+        bn.momentum = 1.0  # this batch's alone
+    with torch.no_grad():
+        twin(images)
+    return {name: (bn.running_mean, bn.running_var) for name, bn in layers.items()}
