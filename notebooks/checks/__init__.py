@@ -18,6 +18,7 @@ from checks.notebook_02 import (
 from checks.notebook_03 import (
     check_parameter_count,
     check_receptive_field,
+    check_silent_start,
     check_stage,
 )
 from checks.notebook_04 import (
@@ -68,6 +69,7 @@ __all__ = [
     "check_scaled_recipe",
     "check_seed_summary",
     "check_shortcut_a",
+    "check_silent_start",
     "check_smoothed_loss",
     "check_stack_jacobian",
     "check_stage",
