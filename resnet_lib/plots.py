@@ -253,13 +253,19 @@ class LiveCurves:
     def draw(self, history: Sequence[dict] | None = None) -> None:
         from IPython.display import display
 
-        axes = training_curves(history or self.history, milestones=self.milestones)
+        history = history or self.history
+        axes = training_curves(history, milestones=self.milestones)
+        last = history[-1]
+        axes[0].set_title(f"Training loss {last['train_loss']:.2f}")
+        axes[1].set_title(f"Training error {last['train_error']:.0%}")
         figure = axes[0].figure
         plt.close(figure)  # shown here, and not once more at the end of the cell
+        alt = "Loss and error, training and test, against the iteration."
+        words = {"metadata": {"image/png": {"alt": alt}}}
         if self.handle:
-            self.handle.update(figure)
+            self.handle.update(figure, **words)
         else:
-            self.handle = display(figure, display_id=True)
+            self.handle = display(figure, display_id=True, **words)
 
 
 def learning_rate(

@@ -23,8 +23,11 @@ from checks.notebook_03 import (
 )
 from checks.notebook_04 import (
     check_crop_and_flip,
+    check_curves,
     check_ramped_rate,
     check_smoothed_loss,
+    check_temperature,
+    check_training,
 )
 from checks.notebook_05 import (
     check_diagnosis,
@@ -53,6 +56,7 @@ __all__ = [
     "check_bottleneck",
     "check_branch_ratio",
     "check_crop_and_flip",
+    "check_curves",
     "check_deepened",
     "check_diagnosis",
     "check_identity_weights",
@@ -73,5 +77,7 @@ __all__ = [
     "check_smoothed_loss",
     "check_stack_jacobian",
     "check_stage",
+    "check_temperature",
+    "check_training",
     "check_transparent",
 ]
