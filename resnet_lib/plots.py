@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
@@ -322,11 +321,12 @@ def network_map(
     """
     ax = ax or plt.subplots(figsize=(10, 3.4))[1]
     blocks = block_names(model)
-    image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    colours = model.in_channels
+    image = next(model.parameters()).new_zeros(1, colours, side, side)
     with evaluating(model):
         outputs = activations(model, image, ["conv1", *blocks])
-    x = _bar(ax, 0, 3, side, "0.75")
-    _words(ax, x / 2, -side / 2, f"image\n3, {side}, {side}")
+    x = _bar(ax, 0, colours, side, "0.75")
+    _words(ax, x / 2, -side / 2, f"image\n{colours}, {side}, {side}")
     start = x = _bar(ax, _arrow(ax, x, 19), model.conv1.out_channels, side, colour)
     _words(ax, x - 1, -side / 2, f"stem\n{model.conv1.out_channels}, {side}, {side}")
     for name, after in zip(blocks, [*blocks[1:], "."], strict=True):
