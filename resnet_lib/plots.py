@@ -12,7 +12,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
+from matplotlib.path import Path
+from torch import Tensor, nn
+
+from resnet_lib.basic_block import BasicBlock
+from resnet_lib.probes import activations, block_names
+from resnet_lib.resnet import ResNet, evaluating
 
 __all__ = [
     "PLAIN",
@@ -27,6 +33,7 @@ __all__ = [
     "image_grid",
     "interact",
     "learning_rate",
+    "network_map",
     "path_length_bars",
     "plain_vs_residual",
     "throughput_bars",
@@ -245,13 +252,19 @@ class LiveCurves:
     def draw(self, history: Sequence[dict] | None = None) -> None:
         from IPython.display import display
 
-        axes = training_curves(history or self.history, milestones=self.milestones)
+        history = history or self.history
+        axes = training_curves(history, milestones=self.milestones)
+        last = history[-1]
+        axes[0].set_title(f"Training loss {last['train_loss']:.2f}")
+        axes[1].set_title(f"Training error {last['train_error']:.0%}")
         figure = axes[0].figure
         plt.close(figure)  # shown here, and not once more at the end of the cell
+        alt = "Loss and error, training and test, against the iteration."
+        words = {"metadata": {"image/png": {"alt": alt}}}
         if self.handle:
-            self.handle.update(figure)
+            self.handle.update(figure, **words)
         else:
-            self.handle = display(figure, display_id=True)
+            self.handle = display(figure, display_id=True, **words)
 
 
 def learning_rate(
@@ -289,6 +302,93 @@ def confusion_matrix(
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=45)
     return ax
+
+
+# --- a network ------------------------------------------------------------------------
+
+_INK = "0.15"
+
+
+def network_map(
+    model: ResNet, ax: Axes | None = None, colour: str = RESIDUAL, side: int = 32
+) -> Axes:
+    """The network from left to right: stem, blocks, head, with the shape of each stage.
+
+    Two bars are the two 3×3 convolutions of a block: as tall as their maps, as wide as
+    their channels are many. A line over a residual block is its shortcut, dashed where
+    the shape changes, and "+" the addition. Shapes are measured on one image of `side`
+    pixels a side. Used in notebook 03; compare paper Fig. 3.
+    """
+    ax = ax or plt.subplots(figsize=(10, 3.4))[1]
+    blocks = block_names(model)
+    colours = model.in_channels
+    image = next(model.parameters()).new_zeros(1, colours, side, side)
+    with evaluating(model):
+        outputs = activations(model, image, ["conv1", *blocks])
+    x = _bar(ax, 0, colours, side, "0.75")
+    _words(ax, x / 2, -side / 2, f"image\n{colours}, {side}, {side}")
+    start = x = _bar(ax, _arrow(ax, x, 19), model.conv1.out_channels, side, colour)
+    _words(ax, x - 1, -side / 2, f"stem\n{model.conv1.out_channels}, {side}, {side}")
+    for name, after in zip(blocks, [*blocks[1:], "."], strict=True):
+        channels, height = outputs[name].shape[1:3]
+        first = name.endswith(".0")
+        here = _arrow(ax, x, 11 if first else 6)
+        start = here if first else start
+        fork = (x + here) / 2
+        x = _bar(ax, here, channels, height, colour)
+        x = _bar(ax, _arrow(ax, x, 2.2), channels, height, colour)
+        block = model.get_submodule(name)
+        if isinstance(block, BasicBlock):
+            plus = _arrow(ax, x, 3) + 1.3
+            same = isinstance(block.shortcut, nn.Identity)
+            _shortcut(ax, fork, plus, side / 2 + 4, "-" if same else (0, (3, 2)))
+            x = plus + 1.3
+        if after.split(".")[0] != (stage := name.split(".")[0]):
+            shape = f"{channels}, {height}, {height}"
+            _words(ax, (start + x) / 2, -side / 2, f"{stage}\n{shape}")
+    for words, numbers in (("average", channels), ("linear", model.fc.out_features)):
+        start = _arrow(ax, x, 10)
+        x = _bar(ax, start, numbers, 3, "0.45")
+        _words(ax, (start + x) / 2, -side / 2, f"{words}\n{numbers}")
+    ax.set(xlim=(-4, x + 4), ylim=(-side / 2 - 10, side / 2 + 6), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def _bar(ax: Axes, x: float, channels: int, height: float, colour: str) -> float:
+    """A bar from x on; where it ends."""
+    width = 1.5 + channels / 16
+    corner = (x, -height / 2)
+    ax.add_patch(Rectangle(corner, width, height, fc=colour, ec="white", lw=0.5))
+    return x + width
+
+
+def _arrow(ax: Axes, x: float, length: float) -> float:
+    """An arrow to the right from x; where it ends."""
+    size = 6 if length < 5 else 9
+    style = {"arrowstyle": "-|>", "mutation_scale": size, "shrinkA": 0, "shrinkB": 0}
+    ends = (x, 0), (x + length, 0)
+    ax.add_patch(FancyArrowPatch(*ends, color=_INK, lw=1.2, **style))
+    return x + length
+
+
+def _shortcut(ax: Axes, fork: float, plus: float, top: float, dashes) -> None:
+    """From the fork up, over the block, and down to its "+"."""
+    bend = 3
+    path = [(fork, 0), (fork, top - bend), (fork, top), (fork + bend, top)]
+    path += [(plus - bend, top), (plus, top), (plus, top - bend), (plus, 1.3)]
+    line, curve = Path.LINETO, Path.CURVE3
+    codes = [Path.MOVETO, line, curve, curve, line, curve, curve, line]
+    style = {"arrowstyle": "-|>", "mutation_scale": 9, "ls": dashes, "lw": 1.4}
+    arrow = FancyArrowPatch(path=Path(path, codes), color=_INK, fc="none", **style)
+    arrow.set_capstyle("butt")
+    ax.add_patch(arrow)
+    ax.add_patch(Circle((plus, 0), 1.3, fc="white", ec=_INK, lw=1.2, zorder=3))
+    ax.text(plus, 0, "+", ha="center", va="center", size=9, color=_INK, zorder=4)
+
+
+def _words(ax: Axes, x: float, y: float, words: str) -> None:
+    ax.text(x, y - 2.5, words, ha="center", va="top", size=9.5, color=_INK)
 
 
 # --- looking inside -------------------------------------------------------------------

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from checks.base import Hint, check, number, tell, whole
+from resnet_lib.basic_block import BasicBlock
+from resnet_lib.resnet import get_model
 
 
 @check
@@ -259,3 +261,64 @@ _WRONG_FIELDS: dict[str, Callable] = {
         _receptive_field(chain) ** 2
     ),
 }
+
+
+@check
+def check_silent_start(silence: Callable[[nn.Module], None]) -> str:
+    """Judge `silence(net)`: branches that add nothing at first and can still learn."""
+    torch.manual_seed(0)
+    net = get_model("resnet8", "B")
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    silence(net)
+    after = dict(net.named_parameters())
+    if set(after) != set(before):
+        raise Hint("the net has lost or gained parameters: change them where they are.")
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    if not changed:
+        raise Hint("nothing has changed: which parameter scales a branch at its end?")
+    if any("shortcut" in name for name in changed):
+        raise Hint("you silence a shortcut as well: only the branches should be quiet.")
+    blocks = [name for name, m in net.named_modules() if isinstance(m, BasicBlock)]
+    for name in blocks:
+        _look_at_branch(name, net.train().get_submodule(name))
+    more = changed - {f"{name}.bn2.weight" for name in blocks}
+    if more:
+        raise Hint(
+            f"silent, but you also changed {min(more)}: one parameter per block is "
+            "enough."
+        )
+    deep = get_model("resnet56")
+    loud = _first_loss(deep)
+    silence(deep)
+    return (
+        "Silent, and able to learn: on noise, resnet56 now starts at "
+        f"{_first_loss(deep):.2f}, before at {loud:.2f}; ln 10 is {math.log(10):.2f}."
+    )
+
+
+def _look_at_branch(name: str, block: BasicBlock) -> None:
+    """Raise a Hint unless the branch is silent and an update can wake it."""
+    x = torch.randn(4, block.conv1.in_channels, 8, 8)
+    added = block.residual(x)
+    if not added.isfinite().all() or added.abs().max() > 1e-6:
+        raise Hint(
+            f"the branch of {name} still adds something: the last γ of a block, that "
+            "of bn2, scales all of it."
+        )
+    block.zero_grad()
+    (block(x) * torch.randn_like(added)).sum().backward()
+    branch = [p.grad for n, p in block.named_parameters() if n == "bn2.weight"]
+    if not any(
+        gradient is not None and gradient.abs().max() > 0 for gradient in branch
+    ):
+        raise Hint(
+            f"the branch of {name} is silent for ever: what its last BN scales is 0 as "
+            "well, so its γ has no gradient. Change the last γ alone."
+        )
+
+
+@torch.no_grad()
+def _first_loss(net: nn.Module) -> float:
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = net.train()(x)
+    return (logits.logsumexp(1) - logits.mean(1)).mean().item()
