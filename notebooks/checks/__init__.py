@@ -7,6 +7,7 @@ yet".
 
 from checks.notebook_01 import (
     check_deepened,
+    check_identity_start,
     check_identity_weights,
     check_stack_jacobian,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "check_crop_and_flip",
     "check_deepened",
     "check_diagnosis",
+    "check_identity_start",
     "check_identity_weights",
     "check_parameter_count",
     "check_path_lengths",
