@@ -14,6 +14,8 @@ from checks.notebook_01 import (
 from checks.notebook_02 import (
     check_basic_block,
     check_bottleneck,
+    check_clipped_shares,
+    check_predicted_block,
     check_shortcut_a,
 )
 from checks.notebook_03 import (
@@ -52,6 +54,7 @@ __all__ = [
     "check_basic_block",
     "check_bottleneck",
     "check_branch_ratio",
+    "check_clipped_shares",
     "check_crop_and_flip",
     "check_deepened",
     "check_diagnosis",
@@ -59,6 +62,7 @@ __all__ = [
     "check_identity_weights",
     "check_parameter_count",
     "check_path_lengths",
+    "check_predicted_block",
     "check_ramped_rate",
     "check_receptive_field",
     "check_repaired_loss",
