@@ -26,7 +26,7 @@ class PaddedIdentity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
         # F.pad counts from the last dimension: W, W, H, H, then C.
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        return F.pad(x, [0, 0, 0, 0, 0, self.new_channels])
 
 
 def make_shortcut(

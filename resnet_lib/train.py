@@ -19,7 +19,7 @@ import torch
 from resnet_lib.cifar10 import download_cifar10, find_cifar10
 from resnet_lib.data import Dataset
 from resnet_lib.datasets import load_cifar10, load_digits
-from resnet_lib.distributed import joined
+from resnet_lib.distributed import process_group
 from resnet_lib.fit import Fit, fit
 from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
@@ -51,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
     add("--max-minutes", type=float, default=math.inf, help="stop then, go on later")
     add("--checkpoint-seconds", type=float, default=60, help="between checkpoints")
     add("--snapshots", action="store_true", help="keep weights along the way")
-    add("--compile", action="store_true", help="torch.compile the network")
     add("--quiet", action="store_true", help="no progress bar")
     recipe = options.add_argument_group("recipe", "in place of the recipe's own value")
     for field in dataclasses.fields(Recipe):
@@ -92,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         name = f"{model.name}-{arguments.recipe}-{recipe.iterations}-seed{recipe.seed}"
         run = arguments.run or Path("runs") / name
         marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
-        with joined(arguments.device) as ranks:
+        with process_group(arguments.device) as ranks:
             if ranks.first:
                 print(
                     f"{model.name} on {data.name}, {recipe.iterations:,} iterations, "
@@ -107,7 +106,6 @@ def main(argv: list[str] | None = None) -> int:
                 max_minutes=arguments.max_minutes,
                 checkpoint_seconds=arguments.checkpoint_seconds,
                 snapshots=marks if arguments.snapshots else (),
-                compile=arguments.compile,
                 progress=not arguments.quiet,
             )
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
