@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ __all__ = [
     "describe",
     "feature_maps",
     "filter_tiles",
+    "flow",
     "heat_over_image",
     "image_grid",
     "interact",
@@ -389,6 +390,58 @@ def _shortcut(ax: Axes, fork: float, plus: float, top: float, dashes) -> None:
 
 def _words(ax: Axes, x: float, y: float, words: str) -> None:
     ax.text(x, y - 2.5, words, ha="center", va="top", size=9.5, color=_INK)
+
+
+# --- drawings of blocks ---------------------------------------------------------------
+
+
+def flow(
+    ax: Axes,
+    steps: Sequence[str],
+    notes: Sequence[str] = (),
+    skip: tuple[int, int] | None = None,
+    skip_label: str = "shortcut",
+    lit: int | None = None,
+    colour: str = RESIDUAL,
+) -> list[float]:
+    """Boxes from left to right, joined by arrows; returns their centres on the x axis.
+
+    A step "+" becomes a circle. `notes` stand under the boxes, say with shapes. `skip`
+    = (start, end) draws a path above, out of box `start` and into box `end`. Box `lit`
+    is filled. A unit of x holds about nine letters: give the figure an inch for it.
+    """
+    letters = [max(len(line) for line in step.split("\n")) for step in steps]
+    widths = np.array([0.24 + 0.085 * count for count in letters])
+    widths[[step == "+" for step in steps]] = 0.42
+    centres = np.cumsum(widths) - widths / 2 + 0.3 * np.arange(len(steps))
+    right = centres + widths / 2
+    grey = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0, "lw": 1.3}
+    for i, (step, x, width) in enumerate(zip(steps, centres, widths, strict=True)):
+        corner, height = (0.21, 0.42) if step == "+" else (0.08, 0.54)
+        style = {
+            "boxstyle": f"round,pad=0,rounding_size={corner}",
+            "fc": colour if i == lit else "white",
+            "ec": colour if step == "+" or i == lit else "0.35",
+        }
+        place = (x - width / 2, -height / 2)
+        ax.add_patch(FancyBboxPatch(place, width, height, lw=1.6, **style))
+        ink = {"color": "white" if i == lit else "black", "fontsize": 10.5}
+        ax.text(x, -0.01, step, ha="center", va="center", **ink)
+        if i:
+            ax.annotate("", (x - width / 2, 0), (right[i - 1], 0), arrowprops=grey)
+        if i < len(notes):
+            ax.text(x, -0.38, notes[i], ha="center", va="top", color="0.3", fontsize=9)
+    if skip is not None:
+        start, end, top = right[skip[0]] + 0.12, centres[skip[1]], 0.7
+        ax.plot([start, start, end], [0, top, top], color=colour, lw=2)
+        blue = grey | {"color": colour, "lw": 2}
+        ax.annotate("", (end, 0.24), (end, top), arrowprops=blue)
+        label = {"ha": "center", "va": "bottom", "color": colour, "fontsize": 10.5}
+        ax.text((start + end) / 2, top + 0.05, skip_label, **label)
+    low = -0.75 if len(notes) else -0.35
+    ax.set(xlim=(-0.05, right[-1] + 0.05), ylim=(low, 1.0), aspect="equal")
+    ax.axis("off")
+    return list(centres)
 
 
 # --- looking inside -------------------------------------------------------------------

@@ -96,3 +96,18 @@ def test_the_map_has_a_shortcut_for_every_addition(name, arcs, dashed):
     stage = get_model(name).layer2[0].conv2.out_channels
     assert f"layer2\n{stage}, 16, 16" in [text.get_text() for text in ax.texts]
     plt.close("all")
+
+
+def test_a_flow_draws_every_step_and_its_shortcut():
+    figure, ax = plt.subplots()
+    steps = ["x", "3×3 conv\n16 → 32", "+", "y"]
+    centres = plots.flow(ax, steps, ["16×8×8"], skip=(0, 2), skip_label="A", lit=1)
+    assert len(centres) == 4 and centres == sorted(centres)
+    words = [text.get_text() for text in ax.texts]
+    assert all(word in words for word in (*steps, "16×8×8", "A"))
+    (path,) = ax.lines
+    assert centres[0] < path.get_xdata()[0] < centres[1]
+    assert path.get_xdata()[-1] == centres[2]
+    faces = [patch.get_facecolor()[:3] == (1, 1, 1) for patch in ax.patches[:4]]
+    assert faces == [True, False, True, True]
+    plt.close(figure)

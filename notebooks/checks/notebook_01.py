@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from checks.base import Hint, check, compare, near, tell, unchanged, values
@@ -245,3 +246,78 @@ def _look_at_deep_gradients(deep, x: Tensor, old: int) -> None:
                 "the new linear map gets no gradient: what feeds it is zero as well. "
                 "Zero only the last step of the branch."
             )
+
+
+@check
+def check_identity_start(
+    start: Callable[[nn.Module], None], x: Tensor, y: Tensor
+) -> str:
+    """Judge a start of a plain net at the identity, and train it beside a random one.
+
+    `start` changes the numbers of a plain net of 32 layers in place. `x` (N, C) and `y`
+    (N,) are what both nets then learn.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = _plain_net(x.shape[1], int(y.max()) + 1)
+        random = copy.deepcopy(net)
+        start(net)
+        _look_at_start(net, random, x)
+        errors = [100 * _trained_error(model, x, y) for model in (random, net)]
+    return (
+        f"Training error of 32 plain layers: {errors[0]:.0f} % from the random start, "
+        f"{errors[1]:.0f} % from yours. Compare the residual nets."
+    )
+
+
+def _plain_net(inputs: int, outputs: int) -> nn.Sequential:
+    def layer(width: int, to: int) -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, to))
+
+    hidden = [layer(64, 64) for _ in range(30)]
+    return nn.Sequential(nn.Linear(inputs, 64), *hidden, layer(64, outputs))
+
+
+@torch.no_grad()
+def _look_at_start(net: nn.Sequential, before: nn.Sequential, x: Tensor) -> None:
+    if all(map(torch.equal, net.parameters(), before.parameters())):
+        raise Hint(
+            "your function changes nothing: write into the net that it is given."
+        )
+    if str(net) != str(before):
+        raise Hint("the net has other layers than before: change its numbers only.")
+    h = copy.deepcopy(net[0])(x)
+    for number, layer in enumerate(copy.deepcopy(net)[1:-1], start=1):
+        out = layer(h)
+        if not torch.isfinite(out).all() or out.std(0).min() == 0:
+            raise Hint(f"layer {number} gives the same to every image, or no number.")
+        # BN shifts and scales, so what counts is that every feature follows its input.
+        one, other = (a - a.mean(0) for a in (h, out))
+        alike = (one * other).sum(0) / (one.norm(dim=0) * other.norm(dim=0))
+        if alike.min() > 0.95:
+            h = out
+            continue
+        if not any(p.abs().max() > 0.5 for p in (layer[0].bias, layer[2].bias)):
+            raise Hint(
+                f"layer {number} loses negative numbers at its ReLU: lift them with "
+                "BN's β."
+            )
+        raise Hint(
+            f"layer {number} does not pass on what it receives: the correlation of one "
+            f"feature before and after is only {alike.min():.2f}. Is the matrix the "
+            "identity, and the lift large enough?"
+        )
+
+
+def _trained_error(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Notebook 01's training: the mean error of the last 40 of 200 batches."""
+    draw, errors = torch.Generator().manual_seed(0), []
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    for _ in range(200):
+        batch = torch.randint(len(x), (128,), generator=draw)
+        logits = net(x[batch])
+        optimizer.zero_grad()
+        F.cross_entropy(logits, y[batch]).backward()
+        optimizer.step()
+        errors.append((logits.argmax(1) != y[batch]).float().mean().item())
+    return sum(errors[-40:]) / 40

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from checks.base import Hint, check, compare, near
+from checks.base import Hint, check, compare, near, shake
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity
+from resnet_lib.probes import block_parts
+from resnet_lib.resnet import get_model
 
 
 @check
@@ -350,3 +352,109 @@ def _look_at_gradients(block, x: Tensor, depth: int) -> None:
                 f"the output is right, but the gradient of {name} is not: something "
                 "detaches one of the two paths."
             )
+
+
+@check
+def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> str:
+    """Judge y, predicted by hand, for a kernel that subtracts the right neighbour."""
+    try:
+        found = torch.as_tensor(predict(), dtype=torch.float).squeeze()
+    except (TypeError, ValueError, RuntimeError):
+        raise Hint("return four rows of four numbers, as lists in a list.") from None
+    if found.shape != (4, 4):
+        raise Hint(f"y is 4×4, and your answer has the shape {tuple(found.shape)}.")
+    x = torch.zeros(1, 1, 4, 4)
+    x[:, :, 1:3, 1:3] = 1
+    w = torch.tensor([[0.0, 0, 0], [0, 1, -1], [0, 0, 0]])[None, None]
+
+    def conv(z: Tensor) -> Tensor:
+        return F.conv2d(z, w, padding=1)
+
+    def bn(z: Tensor) -> Tensor:
+        return F.batch_norm(z, None, None, training=True)
+
+    h = F.relu(bn(conv(x)))
+    f = bn(conv(h))
+    y = F.relu(f + x)
+
+    def close(other: Tensor) -> bool:
+        return torch.allclose(found, other[0, 0], atol=0.01)
+
+    if close(y):
+        return "Right: this kernel sees the other edge, so y is the mirror image."
+    for wrong, hint in (
+        (y.flip(3), "this is the y of the first kernel. Which edge does this one see?"),
+        (f + x, "this is the sum: the last ReLU is missing."),
+        (f, "this is F(x): add x, then apply the last ReLU."),
+        (F.relu(f) + x, "the ReLU comes after the addition, not before."),
+        (F.relu(f), "x has not been added, or both BNs are left out."),
+        (F.relu(conv(h) + h), "you add what stands behind the first ReLU: add x."),
+        (F.relu(bn(conv(bn(conv(x)))) + x), "the ReLU inside the branch is missing."),
+        (y.transpose(2, 3), "rows and columns are exchanged."),
+    ):
+        if close(wrong):
+            raise Hint(hint)
+    raise Hint(
+        "not this. Write down the second row after each step: the convolution gives "
+        "−1, 0, 1, 0."
+    )
+
+
+@check
+def check_clipped_shares(measure: Callable[[nn.Module, Tensor], list[float]]) -> str:
+    """Judge a function (net, images) for the share of sums that each block cuts off."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = get_model("resnet14")
+        shake(net)
+        images = torch.randn(8, 3, 32, 32)
+        parts = block_parts(net, images).values()
+        right = [(part.sum < 0).float().mean().item() for part in parts]
+        in_training = _clipped_in_training(copy.deepcopy(net).train(), images)
+        found = measure(copy.deepcopy(net).eval(), images)
+    if not isinstance(found, list | tuple | Tensor):
+        raise Hint(f"return a list of shares, not {type(found).__name__}.")
+    found = torch.as_tensor([float(value) for value in found])
+    if len(found) != len(right):
+        raise Hint(
+            f"this net has {len(right)} blocks and your list {len(found)} numbers: go "
+            "through every stage."
+        )
+
+    def close(values) -> bool:
+        return torch.allclose(found, torch.as_tensor(values), atol=1e-3)
+
+    wrongs = {
+        "these are percents: return shares from 0 to 1.": [100 * s for s in right],
+        "this is the share that the last ReLU keeps.": [1 - share for share in right],
+        "this is the share of F(x) below zero: add the shortcut first.": [
+            (part.f < 0).float().mean().item() for part in parts
+        ],
+        "the last block stands first: keep the order of the net.": right[::-1],
+        "your net is in training mode, so BN uses the batch: call net.eval().": (
+            in_training
+        ),
+        "these are counts: divide by how many numbers there are.": [
+            share * part.sum.numel() for share, part in zip(right, parts, strict=True)
+        ],
+    }
+    if close(right):
+        return "Right. Now look at the nine numbers of the trained net."
+    for hint, wrong in wrongs.items():
+        if close(wrong):
+            raise Hint(hint)
+    raise Hint(
+        "the numbers are wrong. For each block: its input x, then block.residual(x) + "
+        "block.shortcut(x), then the share below zero; block(x) is the next input."
+    )
+
+
+@torch.no_grad()
+def _clipped_in_training(net: nn.Module, images: Tensor) -> list[float]:
+    shares, h = [], F.relu(net.bn1(net.conv1(images)))
+    for stage in net.stages:
+        for block in getattr(net, stage):
+            total = copy.deepcopy(block).residual(h) + block.shortcut(h)
+            shares.append((total < 0).float().mean().item())
+            h = F.relu(total)
+    return shares
