@@ -180,7 +180,8 @@ def test_saved_widgets_hold_together(path):
     for _, cell in code_cells(path):
         for output in cell["outputs"]:
             if view := output.get("data", {}).get(kind.format("view")):
-                assert models[view["model_id"]]["model_name"] == "VBoxModel"
+                kind_of = models[view["model_id"]]["model_name"]
+                assert kind_of in ("VBoxModel", "AnyModel")
     for model in models.values():
         for key, name in (("layout", "LayoutModel"), ("style", "StyleModel")):
             if reference := model["state"].get(key):

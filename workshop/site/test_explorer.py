@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
-from workshop.site.page import DIGITS, NETS
 
 from resnet_lib.data import Normalisation
 from resnet_lib.datasets import load_data
 from resnet_lib.explorer.inside import look_inside
 from resnet_lib.runs import load_run
+from workshop.site.page import DIGITS, NETS
 
 HTML = Path(__file__).parents[2] / ".site" / "html"
 
@@ -92,8 +92,9 @@ LOOK = """async ([index, scales]) => {
             out += String.fromCharCode(...bytes.subarray(i, i + 8192));
         return btoa(out);
     };
-    return nets.map(({ title, logits, parts }) => [title, logits,
-        Object.entries(parts).map(([name, { data, shape }]) => [name, shape, text(data)])]);
+    const told = ([name, { data, shape }]) => [name, shape, text(data)];
+    const all = (parts) => Object.entries(parts).map(told);
+    return nets.map((net) => [net.title, net.logits, all(net.parts)]);
 }"""
 
 
@@ -153,7 +154,8 @@ def test_accuracy_follows_a_lesion(page, nets):
 MEASURE = """async () => {
     const view = document.querySelector('.rx').view;
     const pause = (ms) => new Promise((go) => setTimeout(go, ms));
-    while (document.querySelector('.rx-accuracy').dataset.seen !== '200') await pause(100);
+    const accuracy = document.querySelector('.rx-accuracy');
+    while (accuracy.dataset.seen !== '200') await pause(100);
     const looks = () => Number(view.root.dataset.looks);
     const times = { hover: [], block: [], lesion: [] };
     const canvas = document.querySelector('figure[data-step=f] canvas');
