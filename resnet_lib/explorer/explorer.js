@@ -869,7 +869,7 @@ class View {
       this.drawMaps();
       this.drawTime();
     }
-    if (what === "block") this.drawMaps();
+    if (what === "block") this.markBlock();
     if (what !== "pixel") this.drawBlock();
     this.drawPixel();
     this.drawWindows();
@@ -952,8 +952,6 @@ class View {
         const limit = one.reduce((top, v) => Math.max(top, Math.abs(v)), 0) || 1;
         paint(node.canvas, out, channel, limit, this.colours);
         const scale = scales[name] ?? 1;
-        const chosen = net === this.net && name === this.block.name;
-        node.button.setAttribute("aria-pressed", String(chosen));
         const state = scale === 1 ? "" : scale === 0 ? ", off" : `, F(x) times ${scale}`;
         node.button.setAttribute("aria-label", `${node.label}, ${net.title}${state}`);
         node.toggle?.setAttribute("aria-checked", String(scale !== 0));
@@ -961,6 +959,15 @@ class View {
         node.cell?.classList.toggle("rx-off", scale === 0);
       }
     }
+    this.markBlock();
+  }
+
+  markBlock() {
+    for (const { net, nodes } of this.maps)
+      for (const [name, node] of Object.entries(nodes)) {
+        const chosen = net === this.net && name === this.block.name;
+        node.button.setAttribute("aria-pressed", String(chosen));
+      }
   }
 
   drawBlock() {
