@@ -97,7 +97,9 @@ def page(request, tmp_path_factory):
     """A notebook with two explorers, executed here and now."""
     folder = tmp_path_factory.mktemp(request.param)
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / NAME)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(content, folder / NAME)
     path, theme = APPS[request.param]
     server, address = serve(request.param, folder, theme)
     PICTURES.mkdir(exist_ok=True)
