@@ -456,6 +456,7 @@ class View {
   take(question, { pixels, label, nets }) {
     this.pixels = pixels;
     this.label = label;
+    this.asked = question;
     this.lesion = question.scales;
     this.kernels.clear();
     for (const net of nets) {
@@ -473,6 +474,7 @@ class View {
     const key = JSON.stringify([question.scales, question.iteration]);
     if (key === this.judging) return;
     this.judging = key;
+    delete this.accuracy.dataset.seen; // what stands there is of another lesion
     const right = {};
     let seen = 0;
     await new Promise((resolve) => setTimeout(resolve, 150)); // the picture comes first
@@ -495,7 +497,7 @@ class View {
     const channel = this.channel;
     const key = [this.net.title, name, channel].join("/");
     if (!this.kernels.has(key)) {
-      const question = { net: this.net.title, block: name, channel };
+      const question = { ...this.asked, net: this.net.title, block: name, channel };
       this.kernels.set(key, this.backend.kernel(question));
     }
     return this.kernels.get(key);

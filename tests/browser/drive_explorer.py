@@ -122,7 +122,7 @@ def page(request, tmp_path_factory):
             browser.close()
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def run_all(page: Page) -> None:
@@ -233,13 +233,13 @@ def test_a_lesion_changes_the_answer_and_the_accuracy(page, nets):
         found = [probability(page, number, i) for i in range(10)]
         assert np.abs(np.array(found) - right).max() < 1e-3
     expect(rx.locator(".rx-verdict").first).to_contain_text("256 path")
-    rx.locator(".rx-accuracy[data-seen='200']").wait_for()
-    count = int(rx.locator(".rx-accuracy").get_attribute("data-residual"))
-    if rx.locator(".rx-accuracy").get_attribute("data-seen") == "200":
-        part = data.test[:200]
-        logits = look_inside(models["residual"], norm(part.images), scales).logits
-        assert abs(count - int((logits.argmax(1) == part.labels).sum())) <= 1
     rx.locator(".rx-accuracy[data-seen='1000']").wait_for()
+    count = int(rx.locator(".rx-accuracy").get_attribute("data-residual"))
+    part = data.test[:1000]
+    logits = look_inside(models["residual"], norm(part.images), scales).logits
+    assert (
+        abs(count - int((logits.argmax(1) == part.labels).sum())) <= 2
+    )  # BN is folded
     shoot(rx, page, "lesion")
     answered(page, lambda: rx.get_by_text("make all whole").click())
 
