@@ -461,11 +461,12 @@ class Explorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs):
         self._save()
         bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data is not None:
-            data["text/plain"] = f"Explorer, {self.words}. It moves when the cell runs."
-            data["image/png"] = self.saved
-        return bundle
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        if data is None:
+            return bundle
+        words = f"Explorer, {self.words}. It moves when the cell runs."
+        data |= {"text/plain": words, "image/png": self.saved}
+        return data, {**metadata, "image/png": {"alt": words}}
 
 
 def _trained_on(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Tensor:

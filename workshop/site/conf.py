@@ -33,6 +33,9 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "data/README.md",
+    "data/results.md",
+    "workshop/handbook.md",
+    "workshop/benchmarks/README.md",
     "notebooks/*.ipynb",
     "notebooks/solutions/*.ipynb",
     "workshop/site/reference.md",
@@ -88,6 +91,9 @@ notebooks/solutions/*
 
 workshop/site/reference
 data/README
+data/results
+workshop/handbook
+workshop/benchmarks/README
 CONTRIBUTING
 CHANGELOG
 ```
