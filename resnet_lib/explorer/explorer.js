@@ -474,7 +474,8 @@ class View {
     const key = JSON.stringify([question.scales, question.iteration]);
     if (key === this.judging) return;
     this.judging = key;
-    delete this.accuracy.dataset.seen; // what stands there is of another lesion
+    delete this.accuracy.dataset.seen;
+    this.accuracy.textContent = "counting right answers …";
     const right = {};
     let seen = 0;
     await new Promise((resolve) => setTimeout(resolve, 150)); // the picture comes first
@@ -1163,6 +1164,7 @@ class View {
       total: found.total,
       value: found.value,
       pixel: `${row},${column}`,
+      channel,
       block: block.name,
     });
   }
@@ -1403,7 +1405,8 @@ function cut(parts, numbers) {
 
 /** Draw an explorer into an element; returns what takes it away again. */
 export function mount(element, backend) {
-  const root = h("div.rx");
+  // Jupyter's shortcuts stay out: Enter would leave the widget for the cell's code.
+  const root = h("div.rx", { "data-lm-suppress-shortcuts": "true" });
   element.append(root);
   const view = new View(root, backend);
   view.start().catch((error) => view.tell(error.message));
