@@ -27,6 +27,7 @@ from checks.notebook_04 import (
 )
 from checks.notebook_05 import (
     check_diagnosis,
+    check_gradient_ratio,
     check_seed_summary,
     check_transparent,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "check_crop_and_flip",
     "check_deepened",
     "check_diagnosis",
+    "check_gradient_ratio",
     "check_identity_weights",
     "check_parameter_count",
     "check_path_lengths",
