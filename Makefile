@@ -4,8 +4,13 @@
         results badges colab site site-test browser latency bench widgets7 faults clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
-ifdef RESNET_LIB_DATA
-export RESNET_LIB_DATA := $(abspath $(RESNET_LIB_DATA))
+# The shell joins the two, since make would cut a path at a space and read a $ in it; the
+# library knows what ~ is.
+ifneq ($(value RESNET_LIB_DATA),)
+override export RESNET_LIB_DATA := $(shell \
+    path='$(subst ','\'',$(value RESNET_LIB_DATA))'; \
+    case "$$path" in (/*|"~"*) ;; (*) path="$$PWD/$$path" ;; esac; \
+    printf %s "$$path")
 endif
 
 PYTHON ?= python3

@@ -8,13 +8,15 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from resnet_lib.distributed import Ranks
+from resnet_lib.resnet import describe
 from resnet_lib.runs import (
+    Run,
     describe_environment,
     halved,
     history_text,
@@ -25,21 +27,24 @@ from resnet_lib.runs import (
     write_atomically,
     write_json,
 )
+from resnet_lib.training import Training
 
-if TYPE_CHECKING:
-    from resnet_lib.training import Training
+try:
+    import fcntl
+except ImportError:  # Windows has locks of its own
+    fcntl = None
 
-__all__ = ["RunFolder", "from_bytes", "network_name", "to_bytes"]
+__all__ = ["RunFolder"]
 
 
-def _led(method: Callable) -> Callable:
+def _on_rank_zero(method: Callable) -> Callable:
     """Rank 0 alone touches the disk; its answer and its errors reach every rank."""
 
     @functools.wraps(method)
-    def led(folder: "RunFolder", *arguments):
-        return folder.state.ranks.lead(lambda: method(folder, *arguments))
+    def on_zero(folder: "RunFolder", *arguments):
+        return folder.ranks.on_rank_zero(lambda: method(folder, *arguments))
 
-    return led
+    return on_zero
 
 
 class RunFolder:
@@ -49,47 +54,63 @@ class RunFolder:
     newest and the one before it. At the end: weights.pt in place of the checkpoints.
     """
 
-    def __init__(self, path: Path, state: "Training", snapshots: Sequence[int]) -> None:
-        self.path, self.state, self.snapshots = path, state, set(snapshots)
+    def __init__(
+        self,
+        path: Path,
+        state: Training,
+        ranks: Ranks = Ranks(),  # noqa: B008  frozen
+        snapshots: Sequence[int] = (),
+    ) -> None:
+        self.path, self.state, self.ranks = path, state, ranks
+        self.snapshots = set(snapshots)
         self.history = path / "history.csv"
         self.weights = path / "weights.pt"
         self.checkpoints = (path / "checkpoint.pt", path / "checkpoint.previous.pt")
         self.newest_is_damaged = False
         self.lock = FileLock(path / ".lock", timeout=0)
 
+    # --- opening ---
+
+    @property
+    def threads(self) -> int | None:
+        """With how many threads the run was begun; None for a new one."""
+        with contextlib.suppress(RuntimeError, OSError):  # `open` says what is damaged
+            return read_json(self.path / "environment.json").get("threads")
+        return None
+
     def open(self) -> bool:
         """Make the folder or go on with it; True if its run is finished already."""
         try:
             finished = self._open()
-            self._share()
+            self._broadcast_state()
         except BaseException:
             self.lock.release()
             raise
         return finished
 
-    def _share(self) -> None:
+    def _broadcast_state(self) -> None:
         """Every rank goes on from where rank 0 stands."""
-        state = self.state
-        if state.ranks.size == 1:
+        if self.ranks.size == 1:
             return
-        content = state.ranks.lead(lambda: to_bytes(state.state_dict()))
-        if not state.ranks.first:
-            state.load_state_dict(from_bytes(content))
+        content = self.ranks.on_rank_zero(lambda: _to_bytes(self.state.state_dict()))
+        if not self.ranks.first:
+            self.state.load_state_dict(_from_bytes(content))
 
-    @_led
+    @_on_rank_zero
     def _open(self) -> bool:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.weights.exists():
-                self._hold()
-            if self.weights.exists():  # looked at again: another may have ended it
-                self._claim()
-                self.state.model.load_state_dict(load_weights(self.weights))
-                self._read_history()
-                self._sweep()  # if it was killed before it could
+            if not Run(self.path).finished:
+                self._lock()
+            # Asked again, now that nobody else writes: another process may have
+            # finished this run since.
+            if Run(self.path).finished:
+                self._check_identity()
+                self._load_finished()
+                self._remove_checkpoints()  # if a kill came before it
                 self.release()
                 return True
-            self._claim()
+            self._check_identity()
             self._resume()
             self._note_machine()
             # Rows written after the checkpoint will be measured again.
@@ -101,22 +122,26 @@ class RunFolder:
             ) from error
         return False
 
-    def _read_history(self) -> None:
-        try:
-            self.state.rows = read_history(self.history)
-            self.state.iteration = self.state.rows[-1]["iteration"]
-        except (FileNotFoundError, IndexError, ValueError) as error:
+    def _load_finished(self) -> None:
+        if not self.weights.exists():
             raise RuntimeError(
-                f"{self.history} is damaged ({error}). Restore it, or choose another "
-                "folder."
-            ) from error
+                f"The run in {self.path} is finished and keeps no weights, only its "
+                "history. Choose another folder to train it anew."
+            )
+        self.state.model.load_state_dict(load_weights(self.weights))
+        self.state.rows = read_history(self.history)
+        self.state.iteration = self.state.rows[-1]["iteration"]
 
-    def _hold(self) -> None:
+    def _lock(self) -> None:
         """Keep other processes out; the system lets go when this one dies."""
+        if not _has_locks(self.path / ".lock"):
+            print(
+                f"{self.path} lies on a drive without file locks: see to it that no "
+                "other process trains there."
+            )
+            return
         try:
-            # Some network drives have no locks; a run there is on its own.
-            with contextlib.suppress(NotImplementedError):
-                self.lock.acquire()
+            self.lock.acquire()
         except Timeout:
             raise RuntimeError(
                 f"Another process is training in {self.path}. Let it finish or stop "
@@ -125,34 +150,52 @@ class RunFolder:
 
     def release(self) -> None:
         self.lock.release()
-        if self.state.at_end and self.state.ranks.first:
+        if self.state.at_end and self.ranks.first:
             self.path.joinpath(".lock").unlink(missing_ok=True)
 
-    def _claim(self) -> None:
+    def _check_identity(self) -> None:
         """Write what this run is, or compare it with what the folder says."""
+        state = self.state
         about = {
-            "model": network_name(self.state.model),
-            "data": self.state.data.name,
-            "recipe": dataclasses.asdict(self.state.recipe),
+            "model": network_name(state.model),
+            "network": describe(state.model),
+            "data": state.data.name,
+            "data_digest": state.data.digest,
+            "recipe": dataclasses.asdict(state.recipe),
         }
         about = json.loads(json.dumps(about))  # tuples as lists, as in the file
         path = self.path / "recipe.json"
         if not path.exists():
             # Last, since a folder with a recipe.json has to be whole after a kill.
-            write_json(self.path / "environment.json", self._machine())
+            write_json(self.path / "environment.json", self._environment())
             write_json(path, about)
             return
+        ours = about | about.pop("recipe")
         theirs = read_about(self.path)
-        ours, theirs = ({**x, **x["recipe"], "recipe": 0} for x in (about, theirs))
-        for key in ours:
-            if theirs.get(key) != ours[key]:
-                raise ValueError(
-                    f"{self.path} holds a run with {key} = {theirs.get(key)!r}, not "
-                    f"{ours[key]!r}. Choose another folder, or the same {key}."
-                )
+        theirs |= theirs.pop("recipe")
+        for key, value in ours.items():
+            if theirs.get(key, value) != value:  # older runs say less
+                raise ValueError(self._difference(key, theirs[key], value))
 
-    def _machine(self) -> dict:
-        profile, size = self.state.profile, self.state.ranks.size
+    def _difference(self, key: str, theirs: object, ours: object) -> str:
+        if key == "network":
+            return (
+                f"{self.path} holds a run of another network, {theirs}. Choose another "
+                "folder, or build the network that it was begun with."
+            )
+        if key == "data_digest":
+            return (
+                f"{self.path} holds a run on other data of the name "
+                f"{self.state.data.name!r}: other pictures, labels, sizes or classes. "
+                "Choose another folder, or give the data that it was begun with."
+            )
+        return (
+            f"{self.path} holds a run with {key} = {theirs!r}, not {ours!r}. Choose "
+            f"another folder, or the same {key}."
+        )
+
+    def _environment(self) -> dict:
+        profile, size = self.state.profile, self.ranks.size
         processes = f", {size} processes" if size > 1 else ""
         return describe_environment(profile.device.type, f"{profile}{processes}")
 
@@ -161,12 +204,14 @@ class RunFolder:
         path = self.path / "environment.json"
         recorded = read_json(path)
         known = recorded | (recorded.get("resumed") or [{}])[-1]
-        now = self._machine()
+        now = self._environment()
         changed = {key: now[key] for key in now if now[key] != known.get(key)}
         if self.state.iteration and changed.keys() - {"started"}:
             changed = {"iteration": self.state.iteration, **changed}
             recorded["resumed"] = [*recorded.get("resumed", []), changed]
             write_json(path, recorded)
+
+    # --- going on ---
 
     def _resume(self) -> None:
         state = self._newest_checkpoint()
@@ -178,15 +223,15 @@ class RunFolder:
                 "folder, or build the network that it was started with."
             )
         ranks = state.get("ranks", 1)  # runs from before there could be several
-        if ranks != self.state.ranks.size:
+        if ranks != self.ranks.size:
             raise ValueError(
                 f"The run in {self.path} was begun with {_processes(ranks)}, not "
-                f"{self.state.ranks.size}, and each takes its own share of a batch. Go "
+                f"{self.ranks.size}, and each takes its own share of a batch. Go "
                 f"on with {_processes(ranks)}, or choose another folder."
             )
         try:
             self.state.load_state_dict(state)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RuntimeError(
                 f"The checkpoint in {self.path} is not one of this version of the "
                 f"library ({error!r}). Choose another folder, or delete it to start "
@@ -197,7 +242,7 @@ class RunFolder:
         """The newest whole checkpoint, or None where there is none at all."""
         damaged = []
         for path in filter(Path.exists, self.checkpoints):
-            state = _checkpoint(path)
+            state = _read_checkpoint(path)
             if state is not None:
                 if damaged:
                     print(f"{damaged[0]} is damaged; going on from {path.name}.")
@@ -211,12 +256,14 @@ class RunFolder:
             )
         return None
 
-    @_led
+    @_on_rank_zero
     def kept(self) -> str:
         state = self._newest_checkpoint()
         if state is None:
             return "There is no checkpoint from before."
         return f"The checkpoint of iteration {state['iteration']} is kept."
+
+    # --- writing ---
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -229,14 +276,23 @@ class RunFolder:
                 "saved before is kept; the same call goes on from there."
             ) from error
 
-    @_led
+    @_on_rank_zero
     def append(self, row: dict) -> None:
-        with self._writing(), open(self.history, "a") as file:
-            file.write(history_text([row], header=False))
+        """A row of the history. The last one says that the run is finished, so the
+        weights are there before it."""
+        with self._writing():
+            if self.state.at_end:
+                content = _to_bytes(_on_cpu(self.state.model.state_dict()))
+                write_atomically(self.weights, content)
+            with open(self.history, "a") as file:
+                file.write(history_text([row], header=False))
 
-    @_led
+    @_on_rank_zero
     def save(self) -> None:
-        content = to_bytes(self.state.state_dict())
+        """A checkpoint; the one before it is kept too."""
+        state = self.state.state_dict()
+        state["ranks"] = self.ranks.size
+        content = _to_bytes(state)
         newest, previous = self.checkpoints
         with self._writing():
             # A damaged file must not take the place of the only whole one: a kill
@@ -251,28 +307,40 @@ class RunFolder:
         if self.state.iteration in self.snapshots:
             self._snapshot()
 
-    @_led
+    @_on_rank_zero
     def _snapshot(self) -> None:
-        half = halved(_plain_state(self.state.model))
+        half = halved(_on_cpu(self.state.model.state_dict()))
         path = self.path / "snapshots" / f"iteration-{self.state.iteration:06d}.pt"
         with self._writing():
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, to_bytes(half))
+            write_atomically(path, _to_bytes(half))
 
-    @_led
+    @_on_rank_zero
     def close(self) -> None:
-        content = to_bytes(_plain_state(self.state.model))
         with self._writing():
-            write_atomically(self.weights, content)
-            self._sweep()
+            self._remove_checkpoints()
 
-    def _sweep(self) -> None:
-        """A finished run keeps no checkpoints, nor what a kill left of one (.part)."""
+    def _remove_checkpoints(self) -> None:
+        """And what a kill left of one (.part)."""
         for path in self.path.glob("checkpoint*"):
             path.unlink(missing_ok=True)
 
 
-def _checkpoint(path: Path) -> dict | None:
+def _has_locks(path: Path) -> bool:
+    """Whether the file system can lock a file; some network drives cannot."""
+    if fcntl is None:
+        return True
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True  # another process holds it
+        except OSError:
+            return False
+    return True
+
+
+def _read_checkpoint(path: Path) -> dict | None:
     """What a checkpoint holds, or None if it is damaged."""
     whole = path.read_bytes()
     digest, content = whole[:32], whole[32:]
@@ -281,7 +349,7 @@ def _checkpoint(path: Path) -> dict | None:
     # Anyone can compute a digest. A file that would run code is refused like a damaged
     # one; torch.load raises whatever its bytes lead to.
     with contextlib.suppress(Exception):
-        state = from_bytes(content)
+        state = _from_bytes(content)
         return state if isinstance(state, dict) else None
     return None
 
@@ -294,17 +362,16 @@ def network_name(model: nn.Module) -> str:
     return getattr(model, "name", type(model).__name__)
 
 
-def _plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """A `state_dict` on the CPU in the default memory format, for any other program."""
-    state = model.state_dict()
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A `state_dict` in the default memory format, for any other program."""
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def to_bytes(value: object) -> bytes:
+def _to_bytes(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def from_bytes(content: bytes) -> object:
+def _from_bytes(content: bytes) -> object:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -1,43 +1,92 @@
-"""CIFAR-10 on disk: find, download, verify."""
+"""CIFAR-10 and its sister CIFAR-100 on disk: find, download, verify."""
 
 import hashlib
 import http.client
 import os
 import shutil
+import sys
 import tarfile
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets import CIFAR10
+import torchvision
 from torchvision.datasets.utils import check_integrity
 
 from resnet_lib.paths import data_root
 from resnet_lib.progress import progress_bar
 
-__all__ = ["download_cifar10", "find_cifar10"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "download",
+    "download_cifar10",
+    "find",
+    "find_cifar10",
+]
 
-URL = CIFAR10.url
 
-ARCHIVE, ARCHIVE_MD5 = CIFAR10.filename, CIFAR10.tgz_md5
+@dataclass(frozen=True)
+class Source:
+    """A set as its authors serve it: one archive with a folder of files."""
 
-FOLDER = CIFAR10.base_folder
+    title: str
+    folder: str
+    url: str
+    archive: str  # the archive's name
+    md5: str  # the archive's
+    files: dict[str, str]  # the md5 sum of each file in the folder
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: tuple[str, str]  # a file and the key in it: the names of the classes
+    variable: str  # of the environment: another address
 
-FILES = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    @classmethod
+    def of(cls, known: type[torchvision.datasets.CIFAR10]) -> "Source":
+        """What torchvision knows about a set."""
+        meta = known.meta
+        title = known.__name__.replace("CIFAR", "CIFAR-")
+        files = dict([*known.train_list, *known.test_list])
+        files[meta["filename"]] = meta["md5"]
+        return cls(
+            title=title,
+            folder=known.base_folder,
+            url=known.url,
+            archive=known.filename,
+            md5=known.tgz_md5,
+            files=files,
+            train=tuple(name for name, _ in known.train_list),
+            test=tuple(name for name, _ in known.test_list),
+            meta=(meta["filename"], meta["key"]),
+            variable=f"RESNET_LIB_{known.__name__}_URL",
+        )
 
-FILES[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+
+CIFAR10 = Source.of(torchvision.datasets.CIFAR10)
+CIFAR100 = Source.of(torchvision.datasets.CIFAR100)
 
 
 def find_cifar10(root: Path | str | None = None) -> Path | None:
-    """The folder with CIFAR-10's files, or None where there is no such folder.
+    """The folder with CIFAR-10's files; see `find`."""
+    return find(CIFAR10, root)
 
-    Raises RuntimeError, naming the file and the remedy, if a file is missing or
-    damaged.
+
+def download_cifar10(root: Path | str | None = None, url: str | None = None) -> Path:
+    """Download, verify and unpack CIFAR-10 (170 MB); see `download`."""
+    return download(CIFAR10, root, url)
+
+
+def find(source: Source, root: Path | str | None = None) -> Path | None:
+    """The folder with a set's files, or None where there is no such folder.
+
+    `root` is the folder around it; see `paths.data_root`. Raises RuntimeError, naming
+    the file and the remedy, if a file is missing or damaged.
     """
-    folder = Path(root or data_root()) / FOLDER
+    folder = data_root(root) / source.folder
     if not folder.is_dir():
         return None
-    for name, md5 in FILES.items():
+    for name, md5 in source.files.items():
         if not (folder / name).is_file():
             problem = "is missing"
         elif not check_integrity(folder / name, md5):
@@ -46,50 +95,53 @@ def find_cifar10(root: Path | str | None = None) -> Path | None:
             continue
         raise RuntimeError(
             f"{folder / name} {problem}. Delete the folder {folder} and run again to "
-            "download CIFAR-10 afresh."
+            f"download {source.title} afresh."
         )
     return folder
 
 
-def download_cifar10(root: Path | str | None = None, url: str | None = None) -> Path:
-    """Download, verify and unpack CIFAR-10 (170 MB); returns its folder.
+def download(
+    source: Source, root: Path | str | None = None, url: str | None = None
+) -> Path:
+    """Download, verify and unpack a set (170 MB); returns its folder.
 
     `url` is another address of the same archive, `file:///…` for one already on disk;
-    by default `RESNET_LIB_CIFAR10_URL`, else the official one. What was downloaded
-    before an interruption is kept and the next call goes on from there. The archive is
-    unpacked beside its final place and renamed at the end, so a half-written set is
-    never found.
+    by default `RESNET_LIB_CIFAR10_URL` (or `…_CIFAR100_URL`), else the official one.
+    What was downloaded before an interruption is kept and the next call goes on from
+    there. The archive is unpacked beside its final place and renamed at the end, so a
+    half-written set is never found.
 
-    Raises OSError if the address cannot be read or the archive is not CIFAR-10.
+    Raises OSError if the address cannot be read or the archive is not the set's.
     """
-    root = Path(root or data_root())
-    if folder := find_cifar10(root):
+    root = data_root(root)
+    if folder := find(source, root):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    archive = root / ARCHIVE
-    if not check_integrity(archive, ARCHIVE_MD5):
-        _fetch(url or os.environ.get("RESNET_LIB_CIFAR10_URL") or URL, archive)
-    unpacked = root / (FOLDER + ".part")
+    archive = root / source.archive
+    if not check_integrity(archive, source.md5):
+        url = url or os.environ.get(source.variable) or source.url
+        _fetch(source, url, archive)
+    unpacked = root / (source.folder + ".part")
     shutil.rmtree(unpacked, ignore_errors=True)
     unpacked.mkdir()
     with tarfile.open(archive) as tar:
         # Only the files we know, each to a path that we choose.
-        for name in FILES:
-            source = tar.extractfile(f"{FOLDER}/{name}")
-            with source, open(unpacked / name, "wb") as target:
-                shutil.copyfileobj(source, target)
-    unpacked.rename(root / FOLDER)
+        for name in source.files:
+            packed = tar.extractfile(f"{source.folder}/{name}")
+            with packed, open(unpacked / name, "wb") as target:
+                shutil.copyfileobj(packed, target)
+    unpacked.rename(root / source.folder)
     archive.unlink()
-    return find_cifar10(root)
+    return find(source, root)
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(source: Source, url: str, path: Path) -> None:
     """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
     help = (
         "Run again to go on from there, or give another address of the same archive in "
-        "RESNET_LIB_CIFAR10_URL (file:///… for one on disk)."
+        f"{source.variable} (file:///… for one on disk)."
     )
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
@@ -100,7 +152,7 @@ def _fetch(url: str, path: Path) -> None:
                 start = 0
             size = response.headers.get("Content-Length")
             bar = progress_bar(
-                desc="CIFAR-10",
+                desc=source.title,
                 initial=start,
                 total=start + int(size) if size else None,
                 unit="B",
@@ -118,16 +170,17 @@ def _fetch(url: str, path: Path) -> None:
     # ValueError: an address without a scheme; HTTPException is no OSError.
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise OSError(f"{url} could not be read: {error}. {help}") from error
-    if not check_integrity(part, ARCHIVE_MD5):
+    if not check_integrity(part, source.md5):
         found = hashlib.md5(part.read_bytes()).hexdigest()
         part.unlink()
         raise OSError(
-            f"{url} is not the CIFAR-10 archive (md5 {found}, expected {ARCHIVE_MD5}); "
-            "the file was deleted. Run again, or give another address in "
-            "RESNET_LIB_CIFAR10_URL."
+            f"{url} is not the {source.title} archive (md5 {found}, expected "
+            f"{source.md5}); the file was deleted. Run again, or give another address "
+            f"in {source.variable}."
         )
     part.rename(path)
 
 
 if __name__ == "__main__":
-    print(f"CIFAR-10 is in {download_cifar10()}")
+    wanted = CIFAR100 if sys.argv[1:] == ["cifar100"] else CIFAR10
+    print(f"{wanted.title} is in {download(wanted)}")

@@ -1,11 +1,17 @@
 """Pictures as tensors: split, normalise, augment, batch. Notebook 04; paper §4.2."""
 
+import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from resnet_lib.inputs import as_labels, as_pixels
 
 __all__ = [
     "Augmenter",
@@ -22,28 +28,34 @@ PADDING = 4  # pixels on each side before the random crop; paper §4.2
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures and their classes: uint8 (N, 3, 32, 32) and int64 (N,)."""
+    """Pictures and their classes: uint8 (N, C, H, W) and int64 (N,).
+
+    CIFAR-10's are (N, 3, 32, 32). numpy arrays are taken too: uint8 (N, C, H, W),
+    (N, H, W, C) with 1, 3 or 4 channels, or grey (N, H, W), and labels of any integers.
+
+    `images[3]` is one picture and its label, uint8 (C, H, W) and int64 (), so that a
+    loop or a `DataLoader` can go over them; a slice, a mask or a list of numbers gives
+    `Images`. Raises ValueError, naming the remedy, for anything else.
+    """
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        shape, dtype = tuple(self.images.shape), self.images.dtype
-        if len(shape) != 4 or shape[1] != 3 or dtype != torch.uint8:
+        object.__setattr__(self, "images", as_pixels(self.images))
+        object.__setattr__(self, "labels", as_labels(self.labels, len(self.images)))
+        if self.images.device != self.labels.device:
             raise ValueError(
-                f"Images must be uint8 of shape (N, 3, H, W), got {dtype} of {shape}. "
-                "Convert with .to(torch.uint8) and .permute(0, 3, 1, 2)."
-            )
-        if self.labels.shape != (shape[0],) or self.labels.dtype != torch.int64:
-            raise ValueError(
-                f"Labels must be int64 of shape ({shape[0]},), got {self.labels.dtype} "
-                f"of {tuple(self.labels.shape)}. Give one class number per image."
+                f"The images are on {self.images.device}, the labels on "
+                f"{self.labels.device}. Bring both to one device with .to."
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index) -> "Images":
+    def __getitem__(self, index) -> "Images | tuple[Tensor, Tensor]":
+        if isinstance(index, Integral) or getattr(index, "ndim", None) == 0:
+            return self.images[int(index)], self.labels[int(index)]
         return Images(self.images[index], self.labels[index])
 
     def to(self, device: torch.device | str) -> "Images":
@@ -54,7 +66,8 @@ class Images:
 class Dataset:
     """A training set, a test set and the names of the classes.
 
-    Raises ValueError for a label without a class.
+    Raises ValueError for a part without images, for parts of different channels, and
+    for a label without a class.
     """
 
     name: str
@@ -63,21 +76,69 @@ class Dataset:
     test: Images
 
     def __post_init__(self) -> None:
-        for part in (self.train, self.test):
-            low, high = int(part.labels.min()), int(part.labels.max())
-            if low < 0 or high >= len(self.classes):
-                raise ValueError(
-                    f"{self.name} has {len(self.classes)} classes, so labels run from "
-                    f"0 to {len(self.classes) - 1}; found {low} to {high}. Check the "
-                    "label file."
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for name, part in (("training", self.train), ("test", self.test)):
+            self._check_part(name, part)
+        train, test = (part.images.shape[1] for part in (self.train, self.test))
+        if train != test:
+            raise ValueError(
+                f"{self.name}'s training images have {train} channels, its test images "
+                f"{test}. Give both the same channels."
+            )
+
+    def _check_part(self, name: str, part: Images) -> None:
+        if not isinstance(part, Images) and part is not None:
+            raise ValueError(
+                f"{self.name}'s {name} set is of type {type(part).__name__}. Give "
+                "Images(images, labels)."
+            )
+        if part is None or len(part) == 0:
+            remedy = "Give it 1 image or more."
+            if name == "test" and len(self.train) > 1:
+                kept = len(self.train) - max(1, len(self.train) // 5)
+                remedy = (
+                    f"Set some aside: order = torch.randperm({len(self.train)}), then "
+                    f"train[order[:{kept}]] to train on and train[order[{kept}:]] to "
+                    "test on."
                 )
+            raise ValueError(f"{self.name} has no {name} images. {remedy}")
+        low, high = int(part.labels.min()), int(part.labels.max())
+        count = len(self.classes)
+        if low >= 0 and high < count:
+            return
+        remedy = f"Give {high + 1} class names, or number the classes without gaps."
+        if low < 0:
+            remedy = "Leave the others out, as images[images.labels >= 0] does."
+        elif high - low < count:
+            remedy = f"Count them from 0: labels - {low}."
+        raise ValueError(
+            f"{self.name} has {count} classes, so labels run from 0 to {count - 1}; "
+            f"found {low} to {high}. {remedy}"
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell this data from other data.
+
+        From the names of the classes, the sizes, every label, and some 150,000 pixels
+        of each part, spread over all images.
+        """
+        digest = hashlib.sha256(repr([str(name) for name in self.classes]).encode())
+        for part in (self.train, self.test):
+            digest.update(repr(tuple(part.images.shape)).encode())
+            # An odd step, so that the sample is not one column of all pictures.
+            step = part.images.numel() // 150_000 | 1
+            for values in (part.labels, part.images.reshape(-1)[::step]):
+                digest.update(values.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def note(self) -> str:
         """One sentence for a caption: which data a number comes from."""
         if self.name == "digits":
             return "Data: scikit-learn's digits, because CIFAR-10 was not at hand."
-        return f"Data: {'CIFAR-10' if self.name == 'cifar10' else self.name}."
+        spelt = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+        return f"Data: {spelt.get(self.name, self.name)}."
 
     def split(self, validation: int) -> tuple[Images, Images | None]:
         """Set the last `validation` training images aside, as the paper's 45k/5k does.
@@ -85,10 +146,11 @@ class Dataset:
         Returns (training, validation), with None for a validation set of 0. CIFAR-10's
         files are shuffled already, so the last images are a fair sample.
         """
-        if not 0 <= validation < len(self.train):
+        whole = isinstance(validation, Integral)
+        if not whole or not 0 <= validation < len(self.train):
             raise ValueError(
                 f"Cannot set {validation} of {len(self.train)} training images aside. "
-                f"Choose a number from 0 to {len(self.train) - 1}."
+                f"Choose a whole number from 0 to {len(self.train) - 1}."
             )
         if validation == 0:
             return self.train, None
@@ -99,12 +161,12 @@ class Dataset:
 class Normalisation:
     """(x - mean) / std, with mean and std fixed on the training images.
 
-    `mean` is (3, 1, 1) per channel or (3, H, W) per pixel, `std` (3, 1, 1), both in the
+    `mean` is (C, 1, 1) per channel or (C, H, W) per pixel, `std` (C, 1, 1), both in the
     units of uint8. Paper §4.2 subtracts the per-pixel mean and does not divide. The
     default here is per channel: a random crop moves the picture against a per-pixel
-    mean, and the three numbers carry over to any other image. `black_border` pads
-    before normalising instead of after it: the border of a crop is then black instead
-    of the mean colour.
+    mean, and the few numbers carry over to any other image. A channel of one value only
+    gets the std 1, so that it becomes 0. `black_border` pads before normalising instead
+    of after it: the border of a crop is then black instead of the mean colour.
     """
 
     mean: Tensor
@@ -115,15 +177,18 @@ class Normalisation:
     def of(
         cls, images: Tensor, per_pixel: bool = False, black_border: bool = False
     ) -> "Normalisation":
-        """Measure mean and std on uint8 images (N, 3, H, W)."""
+        """Measure mean and std on uint8 images (N, C, H, W)."""
+        images = as_pixels(images)
+        if len(images) == 0:
+            raise ValueError("There are no images to measure. Give 1 image or more.")
+        channels = images.shape[1]
         # Sums of integers: the same bits on every device and for every number of
         # threads.
         per_pixel_sum = images.sum(0, dtype=torch.int64).double()
         if per_pixel:
             mean = per_pixel_sum / len(images)
-            return cls(
-                mean.float(), torch.ones(3, 1, 1, device=images.device), black_border
-            )
+            ones = torch.ones(channels, 1, 1, device=images.device)
+            return cls(mean.float(), ones, black_border)
         counts = torch.stack(
             [torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]
         )
@@ -131,12 +196,38 @@ class Normalisation:
         pixels = counts.sum(1)
         mean = (counts * values).sum(1) / pixels
         variance = (counts * values**2).sum(1) / pixels - mean**2
-        mean, std = mean.view(3, 1, 1), variance.sqrt().view(3, 1, 1)
+        std = torch.where(variance > 0, variance, 1).sqrt()
+        mean, std = mean.view(channels, 1, 1), std.view(channels, 1, 1)
         return cls(mean.float(), std.float(), black_border)
 
+    def to(self, device: torch.device | str) -> "Normalisation":
+        return Normalisation(
+            self.mean.to(device), self.std.to(device), self.black_border
+        )
+
+    def fitted(self, images: Tensor) -> "Normalisation":
+        """This normalisation on the device of images (…, C, H, W).
+
+        Raises ValueError if it was measured on pictures of another shape.
+        """
+        shape = images.shape[-3:]
+        try:
+            fits = torch.broadcast_shapes(shape, self.mean.shape, self.std.shape)
+        except RuntimeError:
+            fits = None
+        if fits != shape:
+            raise ValueError(
+                f"The images are of shape {tuple(images.shape)}; mean and std, of "
+                f"shapes {tuple(self.mean.shape)} and {tuple(self.std.shape)}, were "
+                "measured on others. Measure them on images like these, with "
+                "Normalisation.of(images)."
+            )
+        return self.to(images.device)
+
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float32 of the same shape."""
-        return (images - self.mean) / self.std
+        """uint8 (N, C, H, W) to float32 of the same shape, on the images' device."""
+        here = self.fitted(images)
+        return (images - here.mean) / here.std
 
 
 def plan_epoch(count: int, generator: torch.Generator) -> Tensor:
@@ -163,16 +254,20 @@ class Augmenter:
     Paper §4.2: 4 pixels are padded on each side, and a 32×32 crop is taken from the
     padded image or its mirror image. Here each pixel of the padded set is four bytes
     (red, green, blue, nothing), so that a batch is one lookup of int32 numbers in a
-    flat table.
+    flat table. More than four channels take four bytes more.
     """
 
     def __init__(self, images: Tensor, normalisation: Normalisation) -> None:
-        height, width = images.shape[2:]
+        channels, height, width = images.shape[1:]
         device = images.device
+        normalisation = normalisation.fitted(images)
+        words = math.ceil(channels / 4)  # of four bytes each, for a pixel
+        self.channels, self.lanes = channels, 4 * words
         self.size = (height, width)
         self.pitch = width + 2 * PADDING  # pixels in a padded row
         self.area = (height + 2 * PADDING) * self.pitch
-        self.pixels = _pad(images.permute(0, 2, 3, 1)).view(torch.int32).view(-1)
+        padded = _pad(images.permute(0, 2, 3, 1), self.lanes).view(torch.int32)
+        self.pixels = padded.view(-1, words).squeeze(1)  # flat, where a word is enough
         # Where a crop's pixels lie, counted from its corner: as they are, and mirrored.
         rows = torch.arange(height, device=device).view(-1, 1) * self.pitch
         columns = torch.arange(width, device=device)
@@ -180,19 +275,20 @@ class Augmenter:
         self.steps = torch.stack(corners)  # (2, H·W)
         # The mean under every padded pixel. Zero under the border makes the border zero
         # after normalising: padding after it, without a second pass.
-        mean = normalisation.mean.expand(3, height, width).permute(1, 2, 0)  # (H, W, 3)
-        border = mean.mean((0, 1)) if normalisation.black_border else mean.new_zeros(3)
-        self.means = border.new_zeros(self.area // self.pitch, self.pitch, 4)
-        self.means[..., :3] = border
-        self.means[PADDING:-PADDING, PADDING:-PADDING, :3] = mean
-        self.means = self.means.view(-1, 4)
-        scale = torch.cat([1 / normalisation.std.flatten(), mean.new_zeros(1)])
-        self.scale = scale.repeat(
-            height * width
-        )  # (H·W·4,): a whole image, to vectorise
+        mean = normalisation.mean.expand(channels, height, width)
+        mean = mean.permute(1, 2, 0)  # (H, W, C)
+        black = normalisation.black_border
+        border = mean.mean((0, 1)) if black else mean.new_zeros(channels)
+        self.means = mean.new_zeros(self.area // self.pitch, self.pitch, self.lanes)
+        self.means[..., :channels] = border
+        self.means[PADDING:-PADDING, PADDING:-PADDING, :channels] = mean
+        self.means = self.means.view(-1, self.lanes)
+        scale = mean.new_zeros(self.lanes)
+        scale[:channels] = 1 / normalisation.std.expand(channels, 1, 1).flatten()
+        self.scale = scale.repeat(height * width)  # of a whole image, to vectorise
 
     def __call__(self, plan: Tensor) -> Tensor:
-        """Rows of `plan_epoch`, (B, 4), to float32 images (B, 3, H, W), channels
+        """Rows of `plan_epoch`, (B, 4), to float32 images (B, C, H, W), channels
         last."""
         image, row, column, flip = plan.unbind(1)
         places = (row * self.pitch + column)[:, None] + self.steps[flip]  # (B, H·W)
@@ -200,16 +296,16 @@ class Augmenter:
         pixels = self.pixels.index_select(0, addresses.flatten()).view(torch.uint8)
         means = self.means.index_select(0, places.flatten())
         x = (pixels.view(len(plan), -1) - means.view(len(plan), -1)).mul_(self.scale)
-        x = x.view(len(plan), *self.size, 4)[..., :3].contiguous()
-        return x.permute(0, 3, 1, 2)
+        x = x.view(len(plan), *self.size, self.lanes)[..., : self.channels]
+        return x.contiguous().permute(0, 3, 1, 2)
 
 
-def _pad(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) to (N, H + 8, W + 8, 4): a black border and an empty fourth
-    byte."""
-    count, height, width, _ = images.shape
-    padded = images.new_zeros(count, height + 2 * PADDING, width + 2 * PADDING, 4)
-    padded[:, PADDING:-PADDING, PADDING:-PADDING, :3] = images
+def _pad(images: Tensor, lanes: int) -> Tensor:
+    """uint8 (N, H, W, C) to (N, H + 8, W + 8, lanes): a black border, and zeros behind
+    the channels."""
+    count, height, width, channels = images.shape
+    padded = images.new_zeros(count, height + 2 * PADDING, width + 2 * PADDING, lanes)
+    padded[:, PADDING:-PADDING, PADDING:-PADDING, :channels] = images
     return padded
 
 
@@ -222,7 +318,7 @@ class Batches:
     everywhere. One of several processes draws the same choices as the others and makes
     only its `share` of each batch.
 
-    Yields (float32 (B, 3, H, W), int64 (B,)).
+    Yields (float32 (B, C, H, W), int64 (B,)).
     """
 
     def __init__(
@@ -233,6 +329,15 @@ class Batches:
         seed: int = 0,
         share: slice = slice(None),
     ) -> None:
+        if len(data) == 0:
+            raise ValueError(
+                "There are no images to draw batches from. Give a training set of 1 "
+                "image or more."
+            )
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(
+                f"The batch size is {batch_size!r}: give a whole number, 1 or more."
+            )
         self.labels = data.labels
         self.batch_size, self.share = batch_size, share
         self.augment = Augmenter(data.images, normalisation)
@@ -242,34 +347,53 @@ class Batches:
     def _new_epoch(self) -> None:
         self.epoch_seed = self.generator.get_state()
         plan = plan_epoch(len(self.labels), self.generator)
-        self.plan = plan.to(self.labels.device)
+        if self.labels.is_cuda:  # from pinned memory the copy does not wait for the GPU
+            plan = plan.pin_memory()
+        self.plan = plan.to(self.labels.device, non_blocking=True)
         self.position = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        rows = []
-        wanted = self.batch_size
-        while wanted:
-            if self.position == len(self.plan):
+        return self.make(self.next_plan())
+
+    def next_plan(self) -> Tensor:
+        """This process's choices for the next batch: int64 (B, 4), on the images'
+        device, with the columns of `plan_epoch`."""
+        rows, wanted = [], self.batch_size
+        while wanted > 0:
+            if self.position >= len(self.plan):
                 self._new_epoch()
             rows.append(self.plan[self.position : self.position + wanted])
             self.position += len(rows[-1])
             wanted -= len(rows[-1])
-        plan = torch.cat(rows)[self.share]
-        return self.augment(plan), self.labels[plan[:, 0]]
+        return torch.cat(rows)[self.share]
+
+    def make(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures and labels of a plan: float32 (B, C, H, W) and int64 (B,).
+
+        A function of the plan alone, on the device, that reads nothing back: a CUDA
+        graph can hold it.
+        """
+        return self.augment(plan), self.labels.index_select(0, plan[:, 0])
 
     def state_dict(self) -> dict:
         """What a checkpoint needs to go on with the very next picture."""
         return {"epoch_seed": self.epoch_seed, "position": self.position}
 
     def load_state_dict(self, state: dict) -> None:
+        if not 0 <= state["position"] <= len(self.labels):
+            raise ValueError(
+                f"The next picture would be number {state['position']} of an epoch, "
+                f"and this set has {len(self.labels)}: the state was saved from "
+                "another set. Load it with the images it was saved from."
+            )
         self.generator.set_state(state["epoch_seed"])
         self._new_epoch()
         self.position = state["position"]
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
-    """float32 (N, 3, H, W) to (N, 3, size, size), by weighted means of near pixels."""
+    """float32 (N, C, H, W) to (N, C, size, size), by weighted means of near pixels."""
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

@@ -1,64 +1,108 @@
-"""The data sets: CIFAR-10, and the digits that stand in where it is not at hand."""
+"""The data sets: CIFAR-10 and CIFAR-100, the digits, and pictures of your own.
 
+Your own pictures lie in a folder with one folder per class:
+
+    pets/cats/tom.jpg
+    pets/cats/kitty.png
+    pets/dogs/rex.jpg
+
+They may have any sizes. A few lines train on them:
+
+    from dataclasses import replace
+
+    from resnet_lib import PAPER, fit, get_model
+    from resnet_lib.datasets import load_folder
+
+    data = load_folder("~/pets", size=32)  # says how many, and which it tests on
+    recipe = replace(PAPER.scaled(2_000), validation=0)
+    net = get_model("resnet20", classes=len(data.classes))
+    result = fit(net, data, recipe, run="runs/pets")
+    error = result.history[-1]["test_error"]
+    print(f"{error:.0%} of the test pictures are misjudged")
+
+With `load_folder(…, grey=True)` the pictures have one channel, and the network is built
+with `in_channels=1`.
+"""
+
+import io
 import pickle
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from resnet_lib.cifar10 import FOLDER, download_cifar10, find_cifar10
+from resnet_lib.cifar10 import CIFAR10, CIFAR100, Source, download, find
 from resnet_lib.data import Dataset, Images
-from resnet_lib.paths import data_root
+from resnet_lib.paths import data_root, expanded
 
-__all__ = ["load_cifar10", "load_data", "load_digits"]
+__all__ = [
+    "load_cifar10",
+    "load_cifar100",
+    "load_data",
+    "load_digits",
+    "load_folder",
+    "read_picture",
+]
 
 
 def load_data(root: Path | str | None = None, download: bool = True) -> Dataset:
     """CIFAR-10 from disk, else downloaded, else the embedded digits, saying which.
 
     Raises RuntimeError for CIFAR-10 files that are there but damaged: they are never
-    replaced in silence.
+    replaced in silence. Raises ValueError for a `root` that cannot be a folder.
     """
     try:
-        return _read(download_cifar10(root)) if download else load_cifar10(root)
+        return load_cifar10(root, download)
     except OSError as error:
         print(f"CIFAR-10 is not at hand: {error}")
         print("Going on with scikit-learn's digits: same code, other numbers.")
         return load_digits()
 
 
-def load_cifar10(root: Path | str | None = None) -> Dataset:
+def load_cifar10(root: Path | str | None = None, download: bool = False) -> Dataset:
     """CIFAR-10 from disk: 50,000 training and 10,000 test images of ten classes.
 
-    Raises FileNotFoundError where it is not on disk; see `download_cifar10`.
+    Raises FileNotFoundError where it is not on disk, unless `download` is true.
     """
-    folder = find_cifar10(root)
+    return _load("cifar10", CIFAR10, root, download)
+
+
+def load_cifar100(root: Path | str | None = None, download: bool = False) -> Dataset:
+    """CIFAR-100 from disk: 50,000 training and 10,000 test images of a hundred classes.
+
+    Raises FileNotFoundError where it is not on disk, unless `download` is true.
+    """
+    return _load("cifar100", CIFAR100, root, download)
+
+
+def _load(name: str, source: Source, root: Path | str | None, fetch: bool) -> Dataset:
+    folder = download(source, root) if fetch else find(source, root)
     if folder is None:
         raise FileNotFoundError(
-            f"No CIFAR-10 in {root or data_root()}. Run `python -m resnet_lib.cifar10` "
-            "to download it, or point RESNET_LIB_DATA at the folder that holds "
-            f"{FOLDER}."
+            f"No {source.title} in {data_root(root)}. Run `python -m "
+            f"resnet_lib.cifar10{' cifar100' * (name == 'cifar100')}` to download it, "
+            f"or point RESNET_LIB_DATA at the folder that holds {source.folder}."
         )
-    return _read(folder)
+    # The files were just checked; torchvision would check them again.
+    file, key = source.meta
+    names = pickle.loads((folder / file).read_bytes())[key]
+    parts = [_images(folder, files) for files in (source.train, source.test)]
+    return Dataset(name, tuple(names), *parts)
 
 
-def _read(folder: Path) -> Dataset:
-    """The set in a folder whose files were just checked; torchvision would again."""
-    names = pickle.loads((folder / CIFAR10.meta["filename"]).read_bytes())
-    parts = [
-        _images(folder, files) for files in (CIFAR10.train_list, CIFAR10.test_list)
-    ]
-    return Dataset("cifar10", tuple(names[CIFAR10.meta["key"]]), *parts)
-
-
-def _images(folder: Path, files: list[list[str]]) -> Images:
+def _images(folder: Path, files: tuple[str, ...]) -> Images:
     batches = [
-        pickle.loads((folder / name).read_bytes(), encoding="latin1")
-        for name, _ in files
+        pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in files
     ]
     pixels = np.concatenate([batch["data"] for batch in batches])
-    labels = [label for batch in batches for label in batch["labels"]]
+    key = "labels" if "labels" in batches[0] else "fine_labels"
+    labels = [label for batch in batches for label in batch[key]]
     return Images(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels))
 
 
@@ -81,3 +125,246 @@ def load_digits() -> Dataset:
     names = tuple(str(digit) for digit in range(10))
     digits = Images(images, labels)
     return Dataset("digits", names, train=digits[~test], test=digits[test])
+
+
+# --- a folder of pictures -------------------------------------------------------------
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm"
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+
+def load_folder(
+    path: Path | str, size: int = 32, test: float = 0.2, grey: bool = False
+) -> Dataset:
+    """Pictures of any sizes, in one folder per class, as uint8 (N, 3, size, size).
+
+    Of each picture the middle square is kept and resized; `grey` makes one channel of
+    three. The folder holds the folders of the classes, or `train` and `test` (or `val`)
+    folders that hold them. Without a test folder the share `test` of every class is set
+    aside, always the same pictures. Prints one sentence on what was done.
+
+    The training images are shuffled, so that the last of them are a fair validation
+    set. Raises ValueError, naming the files, for a folder of another layout and for
+    pictures that cannot be read.
+    """
+    path = expanded(path)
+    if not path.is_dir():
+        what = "is a file" if path.is_file() else "does not exist"
+        raise ValueError(f"{path} {what}. Give the folder that holds the classes.")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size is {size!r}: give a whole number of pixels, 1 or more.")
+    given = [path / name for name in TEST_FOLDERS if _class_folders(path / name)]
+    inside = path / "train" if _class_folders(path / "train") else path
+    files = _files_by_class(inside)
+    if inside != path and given:
+        test_files = _given_for_testing(given[0], files)
+        done = f"{given[0].name} is the test set"
+    else:
+        files, test_files = _set_aside(files, test)
+        done = f"of every class, {test:.0%} were set aside as the test set"
+    problems: list[str] = []
+    train = _read_all(files, size, grey, problems)
+    tests = _read_all(test_files, size, grey, problems)
+    if problems:
+        told = "; ".join(problems[:3]) + "; …" * (len(problems) > 3)
+        raise ValueError(
+            f"{len(problems)} pictures of {path} cannot be read. Save them anew or "
+            f"take them away: {told}."
+        )
+    train = train[torch.randperm(len(train), generator=_generator())]
+    data = Dataset(f"folder {path.resolve().name}", tuple(files), train, tests)
+    print(
+        f"{data.name}: {len(files)} classes, {len(train):,} training and "
+        f"{len(tests):,} test pictures, the middle square of each at {size} by "
+        f"{size} pixels, {'grey' if grey else 'RGB'}; {done}."
+    )
+    return data
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without the hidden ones; none in none."""
+    if not folder.is_dir():
+        return []
+    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] not in "._")
+
+
+def _files_by_class(folder: Path, least: int = 2) -> dict[str, list[Path]]:
+    """The picture files of each class folder, by name."""
+    files = {}
+    for place in _class_folders(folder):
+        found = (f for f in place.rglob("*") if f.is_file() and f.name[0] != ".")
+        files[place.name] = sorted(
+            f for f in found if f.suffix.lower() in ENDINGS.split()
+        )
+    if empty := [name for name, found in files.items() if not found]:
+        raise ValueError(
+            f"{folder} has folders without pictures: {', '.join(empty)}. Put pictures "
+            f"there ({ENDINGS}), or take the folders away."
+        )
+    if len(files) < least:
+        raise ValueError(
+            f"{folder} holds {len(files)} folders of pictures. Give it one folder per "
+            f"class, {least} or more, with the pictures of the class inside."
+        )
+    return files
+
+
+def _given_for_testing(folder: Path, train: dict[str, list[Path]]) -> dict:
+    """The test files of the training set's classes."""
+    found = _files_by_class(folder, least=1)
+    if unknown := sorted(set(found) - set(train)):
+        raise ValueError(
+            f"{folder} has classes without training pictures: {', '.join(unknown)}. "
+            "Give both parts the same folders."
+        )
+    return {name: found.get(name, []) for name in train}
+
+
+def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
+    """The files to train and to test on; the same ones for the same folder."""
+    if not 0 < share < 1:
+        raise ValueError(
+            f"test is {share}: give the share of the pictures that is set aside, "
+            "between 0 and 1, as 0.2."
+        )
+    generator = _generator()
+    train, test = {}, {}
+    for name, found in files.items():
+        if len(found) < 2:
+            raise ValueError(
+                f"The class {name} has 1 picture. Give it 2 or more, one to train and "
+                "one to test on."
+            )
+        count = min(max(1, round(share * len(found))), len(found) - 1)
+        order = torch.randperm(len(found), generator=generator).tolist()
+        test[name] = [found[i] for i in sorted(order[:count])]
+        train[name] = [found[i] for i in sorted(order[count:])]
+    return train, test
+
+
+def _read_all(
+    files: dict[str, list[Path]], size: int, grey: bool, problems: list[str]
+) -> Images:
+    """The pictures of all classes; those that cannot be read go to `problems`."""
+    channels = 1 if grey else 3
+    images = [torch.empty(0, channels, size, size, dtype=torch.uint8)]
+    labels: list[int] = []
+    for number, found in enumerate(files.values()):
+        for file in found:
+            try:
+                image = read_picture(file, size)
+            except ValueError as error:
+                problems.append(f"{file}: {error}")
+                continue
+            images.append((_grey(image) if grey else image)[None])
+            labels.append(number)
+    return Images(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _grey(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) to (1, H, W), by the eye's weights for red, green and blue."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (image * weights).sum(0, keepdim=True).round().to(torch.uint8)
+
+
+# --- one picture ----------------------------------------------------------------------
+
+
+def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
+    """A picture, a file or its content, as uint8 (3, H, W).
+
+    With a `size`, the middle square at (3, size, size). The picture stands as its EXIF
+    data says; what is transparent becomes white; grey values of more than 8 bits are
+    scaled to 255, and 12 bits are told from 16 by the largest value. Raises ValueError,
+    in words to put behind "cannot be read:", for anything that is no picture.
+    """
+    if not isinstance(source, bytes):
+        try:
+            source = expanded(source).read_bytes()
+        except OSError as error:
+            raise ValueError(f"it cannot be opened ({error.strerror})") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged data that do not draw
+            # A picture too large for the memory is an error, not a line on stderr.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            content = io.BytesIO(_without_extras(source))
+            picture = Image.open(content, formats=FORMATS)
+            if size:
+                picture.draft("RGB", (8 * size, 8 * size))  # a large JPEG, coarsely
+            picture.load()
+            picture = _rgb(_upright(picture))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError("it has too many pixels") from None
+    except Exception as error:  # a damaged file fails wherever the damage lies
+        raise ValueError(f"it cannot be decoded ({error})") from None
+    if size:
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says; as it is where they are damaged."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:
+        return picture
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Any kind of picture as red, green and blue, on white."""
+    if picture.mode[0] in "IF":  # "I;16", "I", "F": grey, of more than 8 bits
+        hole = picture.info.get("transparency")
+        values = np.array(picture).astype(np.float64)
+        levels = Image.fromarray(_to_8_bits(values))
+        if isinstance(hole, int):
+            levels.paste(255, mask=Image.fromarray(values == hole))
+        return levels.convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values as uint8, 0 to 255.
+
+    White is the largest number of 8, 12 or 16 bits: the first that no value exceeds. A
+    camera's 12 bits lie in files of 16. Fractions up to 1 have their white at 1.
+    """
+    values = np.nan_to_num(values, posinf=0, neginf=0).clip(min=0)
+    top = values.max()
+    fractions = top <= 1 and (values != values.round()).any()
+    white = 1 if fractions else next(w for w in (255, 4095, 65535, top) if top <= w)
+    return (values * (255 / white)).round().astype(np.uint8)
+
+
+def _without_extras(content: bytes) -> bytes:
+    """A PNG file without the chunks that do not draw; other files as they are.
+
+    Long texts and damaged EXIF data make Pillow refuse pictures that are whole.
+    """
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content
+    return content[:8] + b"".join(_drawn_chunks(content))
+
+
+def _drawn_chunks(content: bytes) -> Iterator[bytes]:
+    start = 8
+    while start + 12 <= len(content):
+        (length,) = struct.unpack(">I", content[start : start + 4])
+        chunk = content[start : start + 12 + length]
+        kind, start = chunk[4:8], start + 12 + length
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        # A capital first letter: a decoder cannot do without it.
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
+            yield chunk
+    yield content[start:]

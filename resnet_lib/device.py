@@ -1,35 +1,64 @@
-"""Where and how a network computes: device, precision, memory format."""
+"""Where and how a network computes: device, precision, threads, and a step that the
+device repeats by itself."""
 
 import contextlib
 import ctypes
+import os
 import platform
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-__all__ = ["DeviceProfile", "device_profile"]
+__all__ = ["DeviceProfile", "GraphedStep", "device_profile", "threads_given"]
+
+PRECISIONS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """Where and how a network computes: device, precision, memory format."""
+    """Where and how a network computes: device, precision, memory format.
+
+    `precision` is "bf16" (autocast), "fp32", or "tf32", which is fp32 whose products a
+    GPU rounds to ten bits of mantissa.
+    """
 
     device: torch.device
-    dtype: torch.dtype
+    precision: str
     memory_format: torch.memory_format
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
     def autocast(self) -> contextlib.AbstractContextManager:
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @contextlib.contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Inside, a GPU computes in the precision that is named, and in the same order
+        each time; PyTorch alone lets convolutions in fp32 take TF32."""
+        if self.device.type != "cuda":
+            yield
+            return
+        tf32, matmul = self.precision == "tf32", torch.backends.cuda.matmul
+        before = matmul.allow_tf32
+        matmul.allow_tf32 = tf32
+        try:
+            with torch.backends.cudnn.flags(
+                enabled=True, deterministic=True, allow_tf32=tf32
+            ):
+                yield
+        finally:
+            matmul.allow_tf32 = before
 
     def __str__(self) -> str:
-        layout = (
-            "channels_last"
-            if self.memory_format == torch.channels_last
-            else "contiguous"
-        )
-        precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        return f"{self.device.type}, {precision}, {layout}"
+        nhwc = self.memory_format == torch.channels_last
+        layout = "channels_last" if nhwc else "contiguous"
+        return f"{self.device.type}, {self.precision}, {layout}"
 
 
 def device_profile(precision: str = "auto", device: str | None = None) -> DeviceProfile:
@@ -37,8 +66,10 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
 
     CUDA and CPU: channels last, and bf16 where it is multiplied natively (GPUs from
     Ampere on, processors with AVX512-BF16 or AMX), else fp32, since emulated bf16 is
-    several times slower. Apple's MPS: fp32, default format. `precision` "bf16" or
-    "fp32" overrules, as does `device`.
+    several times slower. Apple's MPS: fp32, default format. `precision` "bf16", "tf32"
+    or "fp32" overrules, as does `device`.
+
+    Raises ValueError for a device that is not there.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,11 +85,8 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
         ) from error
     if precision == "auto":
         precision = "bf16" if _has_bf16(target.type) else "fp32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     layout = torch.contiguous_format if target.type == "mps" else torch.channels_last
-    if target.type == "cpu":
-        _keep_freed_memory()
-    return DeviceProfile(target, dtype, layout)
+    return DeviceProfile(target, precision, layout)
 
 
 def _has_bf16(device: str) -> bool:
@@ -71,16 +99,139 @@ def _has_bf16(device: str) -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks instead of returning them to the system.
+# --- the process ----------------------------------------------------------------------
 
-    Each step frees its activations and asks for them again; handing every page back and
-    forth costs several percent of the time. Other C libraries are left alone.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h
+KEEPING = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1, TOP_PAD: 64 << 20}
+GLIBC = {MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
+
+
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Inside, glibc keeps freed blocks instead of returning them to the system.
+
+    Each step on the CPU frees its activations and asks for them again; handing every
+    page back and forth costs several percent of the time. Afterwards glibc has its own
+    values again. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
+        yield
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
     libc = ctypes.CDLL(None)
-    libc.mallopt(mmap_threshold, 1 << 30)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
-    libc.mallopt(top_pad, 64 << 20)
+
+    def set_all(values: dict[int, int]) -> None:
+        for parameter, value in values.items():
+            libc.mallopt(parameter, value)
+
+    set_all(KEEPING)
+    try:
+        yield
+    finally:
+        set_all(GLIBC)
+        libc.malloc_trim(0)
+
+
+def threads_given() -> bool:
+    """Whether somebody said how many threads PyTorch may take."""
+    named = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
+    return bool(named) or torch.get_num_threads() == 1
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Inside, PyTorch computes with so many threads; None leaves the number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def faster_threads(step: Callable[[], None]) -> dict[int, float]:
+    """Seconds of `step` with one thread and with all of them, the faster one first.
+
+    Beside other work two threads can be many times slower than one: each update waits
+    for the one that does not get its core.
+    """
+    seconds = {}
+    for count in (1, torch.get_num_threads()):
+        with threads(count):
+            step()  # the first has caches to fill
+            start = time.perf_counter()
+            step()
+            seconds[count] = time.perf_counter() - start
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+# --- a step that the device repeats ---------------------------------------------------
+
+
+class GraphedStep:
+    """A step that is recorded on the GPU once and replayed from then on.
+
+    An update of a small network is hundreds of kernels, each shorter than the time it
+    takes to launch it. As one CUDA graph they are launched together. `step` takes a
+    tensor and reads nothing back to the host; `state` lists every tensor that it
+    changes. The warm-up that CUDA asks for leaves no trace in them, so each call counts
+    as exactly one step.
+
+    A replay reads and writes the very addresses of the recording: where one of these
+    tensors is replaced, make a new one.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Tensor], None],
+        state: Callable[[], list[Tensor]],
+        before_recording: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.step, self.state, self.before_recording = step, state, before_recording
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, given: Tensor) -> None:
+        if self.replay is None:
+            self.given = given.clone()  # the address that the recording reads
+            self._warm_up()
+            self.before_recording()
+            self.replay = record_cuda_graph(lambda: self.step(self.given))
+        self.given.copy_(given)
+        self.replay()
+
+    def _warm_up(self) -> None:
+        """Three steps, as CUDA asks for, undone in place."""
+        kept = [tensor.clone() for tensor in self.state()]
+        device = self.given.device
+        gpus = [device] if device.type == "cuda" else []
+        with on_side_stream(device), torch.random.fork_rng(gpus):
+            for _ in range(3):
+                self.step(self.given)
+        with torch.no_grad():
+            for tensor, value in zip(self.state(), kept, strict=True):
+                tensor.copy_(value)
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether steps on this device can be recorded and replayed."""
+    return device.type == "cuda"
+
+
+@contextlib.contextmanager
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Work inside waits for what came before, and what comes after waits for it."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(main)
+    with torch.cuda.stream(stream):
+        yield
+    main.wait_stream(stream)
+
+
+def record_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Record the kernels of `work` without running them; returns their replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        work()
+    return graph.replay

@@ -20,11 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Ranks", "joined"]
+from resnet_lib.data import Dataset, Images
+from resnet_lib.recipe import Recipe
+from resnet_lib.training import Evaluation, Training
+
+__all__ = ["DataParallelTraining", "Ranks", "process_group"]
 
 # Ranks meet several times in every update and in every part of an evaluation. So long
 # a silence means that one of them is lost.
-PATIENCE = 45  # seconds
+TIMEOUT = 45  # seconds
 
 T = TypeVar("T")
 
@@ -34,7 +38,7 @@ class Ranks:
     """This process among those that train together.
 
     Every method has to be called by all ranks alike: each waits for the others. A
-    single process waits for nobody, and nothing is changed by any of them.
+    single process waits for nobody; it needs `any_rank` and `on_rank_zero` alone.
     """
 
     rank: int = 0
@@ -52,21 +56,22 @@ class Ranks:
         """Whether this rank writes."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """This rank's contiguous part of `count` things; none is left out or shared."""
         start, stop = (count * r // self.size for r in (self.rank, self.rank + 1))
         return slice(start, stop)
 
-    def equal_share(self, batch_size: int) -> slice:
+    def batch_shard(self, batch_size: int) -> slice:
         """The same for a batch; ValueError if the parts would differ in size."""
         if batch_size % self.size:
             below = batch_size // self.size * self.size
+            sizes = [str(size) for size in (below, below + self.size) if size]
             raise ValueError(
                 f"A batch of {batch_size} does not divide into {self.size} equal "
-                f"shares. Choose a batch size of {below or self.size} or "
-                f"{below + self.size}, or start another number of processes."
+                f"shares. Choose a batch size of {' or '.join(sizes)}, or start "
+                "another number of processes."
             )
-        return self.share(batch_size)
+        return self.shard(batch_size)
 
     def wrap(self, model: nn.Module, images: Tensor) -> nn.Module:
         """The same weights everywhere, rank 0's, and gradients that are averaged.
@@ -74,11 +79,10 @@ class Ranks:
         `images` (N, 3, H, W), two or more, are for a trial pass that changes nothing.
 
         Running statistics of BN stay each rank's own; the paper, on two GPUs, says
-        nothing of exchanging them. They play no part in training; `share_buffers` deals
-        rank 0's out before an evaluation, and once is cheaper than at every update.
+        nothing of exchanging them. They play no part in training; `broadcast_buffers`
+        deals rank 0's out before an evaluation, which is cheaper than at every
+        update.
         """
-        if self.size == 1:
-            return model
         known = inspect.signature(DistributedDataParallel).parameters
         new, old = "forward_sync_buffers", "broadcast_buffers"  # renamed by PyTorch
         off = {new if new in known else old: False}
@@ -93,21 +97,18 @@ class Ranks:
         model.load_state_dict(before)
         return wrapped
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's running statistics."""
-        if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
-    def total(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def all_reduce(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Scalars on one device, each summed over the ranks."""
-        if self.size == 1:
-            return values
         sums = torch.stack([value.double() for value in values])
         dist.all_reduce(sums)
         return tuple(s.to(v.dtype) for s, v in zip(sums, values, strict=True))
 
-    def any(self, *flags: bool) -> list[bool]:
+    def any_rank(self, *flags: bool) -> list[bool]:
         """For each flag, whether some rank raised it."""
         if self.size == 1:
             return list(flags)
@@ -115,15 +116,13 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return votes.bool().tolist()
 
-    def gather(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor) -> Tensor:
         """Every rank's rows (n, …) in the order of the ranks, on the CPU."""
-        if self.size == 1:
-            return part
         parts = [None] * self.size
         dist.all_gather_object(parts, part.cpu())
         return torch.cat(parts)
 
-    def lead(self, action: Callable[[], T]) -> T:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Rank 0 acts; what it returns or raises, every rank returns or raises.
 
         An error on rank 0 alone would leave the others waiting for it.
@@ -143,8 +142,43 @@ class Ranks:
         return result
 
 
+class DataParallelTraining(Training):
+    """A training of which this process computes one shard of every batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        ranks: Ranks,
+        device: str | None = None,
+    ) -> None:
+        self.ranks = ranks
+        shard = ranks.batch_shard(recipe.batch_size)
+        super().__init__(model, data, recipe, device, shard, graphed=False)
+        shape = data.test.images.shape[1:]
+        trial = torch.zeros(2, *shape, device=self.profile.device)
+        self.forward = ranks.wrap(self.model, trial)
+
+    def _count(self, loss: Tensor, wrong: Tensor) -> None:
+        loss, wrong = self.ranks.all_reduce(loss, wrong)
+        # Equal shards: the mean over the batch is the mean of their means.
+        super()._count(loss / self.ranks.size, wrong)
+
+    def evaluate(self, images: Images) -> Evaluation:
+        """Judge a whole set; the ranks share each part of it, so that none waits
+        long."""
+        self.ranks.broadcast_buffers(self.model)
+        logits = []
+        for start in range(0, len(images), 1_000):
+            part = images[start : start + 1_000]
+            mine = super().evaluate(part[self.ranks.shard(len(part))])
+            logits.append(self.ranks.all_gather(mine.logits))
+        return Evaluation(torch.cat(logits), images.labels.cpu())
+
+
 @contextlib.contextmanager
-def joined(device: str | None = None) -> Iterator[Ranks]:
+def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if it did, and leave them at the end.
 
     NCCL carries what lies on GPUs, one GPU to a process, and gloo the rest. Raises
@@ -158,13 +192,13 @@ def joined(device: str | None = None) -> Iterator[Ranks]:
         _take_gpu(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
         yield Ranks.here()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise RuntimeError(
                 "Another process of this training ended, or was silent for "
-                f"{PATIENCE} seconds; its own message says why. The same command goes "
+                f"{TIMEOUT} seconds; its own message says why. The same command goes "
                 "on from the last checkpoint."
             ) from error
         raise

@@ -15,7 +15,14 @@ from torch import nn
 
 from resnet_lib.checkpoints import RunFolder, network_name
 from resnet_lib.data import Dataset
-from resnet_lib.progress import progress_bar
+from resnet_lib.device import (
+    faster_threads,
+    keeping_freed_memory,
+    threads,
+    threads_given,
+)
+from resnet_lib.distributed import DataParallelTraining, Ranks
+from resnet_lib.progress import in_notebook, progress_bar
 from resnet_lib.recipe import Recipe, image_size_at
 from resnet_lib.training import Training
 
@@ -27,7 +34,7 @@ class Fit:
     """What `fit` returns: where it stopped, why, and the rows of its history.
 
     `status` is "finished", "interrupted" or "out of time". Each row is a dict with the
-    keys of `runs.COLUMNS`; what was not measured at an iteration is NaN.
+    keys of `training.COLUMNS`; what was not measured at an iteration is NaN.
     """
 
     status: str
@@ -37,6 +44,20 @@ class Fit:
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+
+class StoppedByHand(KeyboardInterrupt):
+    """What Ctrl-C leads to in a notebook, so that no later cell runs on half a result.
+
+    `fit` holds what there is. Jupyter shows the sentence alone.
+    """
+
+    def __init__(self, sentence: str, result: Fit) -> None:
+        super().__init__(sentence)
+        self.fit = result
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [str(self)]
 
 
 def fit(
@@ -49,7 +70,7 @@ def fit(
     max_minutes: float = math.inf,
     checkpoint_seconds: float = 60,
     snapshots: Sequence[int] = (),
-    compile: bool = False,
+    graphed: bool = True,
     on_row: Callable[[list[dict]], None] | None = None,
     progress: bool = True,
 ) -> Fit:
@@ -59,81 +80,166 @@ def fit(
     are written there, and a checkpoint every `checkpoint_seconds`. The same call goes
     on where it was cut short, to the same bits on the same machine. `snapshots` keeps
     the weights of those iterations in half precision. `on_row` is called with the
-    history at each new row.
+    history at each new row. On a GPU each update is one CUDA graph; a network that
+    reads numbers back on the way needs `graphed=False`.
 
     In a process group (see `distributed`) every rank makes this call and trains on its
     share of each batch; rank 0 writes the folder, shows progress and calls `on_row`. A
     run goes on with as many ranks as it began with.
 
     Ctrl-C (SIGINT), SIGTERM and `max_minutes` stop after the running iteration, with a
-    checkpoint. Raises FloatingPointError when the loss is no longer finite, ValueError
-    for a run folder of another network or recipe, RuntimeError for a damaged one and
-    for one that another process is writing to, OSError for one that cannot be written.
+    checkpoint; in a notebook, Ctrl-C stops the cells that follow too. Raises
+    FloatingPointError when the loss is no longer finite, ValueError for a run folder of
+    another network, recipe or data, RuntimeError for a damaged one and for one that
+    another process is writing to, OSError for one that cannot be written.
     """
-    state = Training(model, data, recipe, device, compile)
-    ranks = state.ranks
-    folder = RunFolder(Path(run), state, snapshots) if run else None
-    if folder and folder.open():
-        return Fit("finished", state.iteration, state.rows)
-    clock = time.monotonic() - state.seconds
-    deadline = state.seconds + 60 * max_minutes
-    saved = state.seconds
-    status = "finished"
-    bar = progress_bar(
-        desc=network_name(model),
-        total=recipe.iterations,
-        initial=state.iteration,
-        unit="it",
-        disable=not (progress and ranks.first),
-        mininterval=0.5,
-    )
+    ranks = Ranks.here()
+    if ranks.size > 1:
+        state = DataParallelTraining(model, data, recipe, ranks, device)
+    else:
+        state = Training(model, data, recipe, device, graphed=graphed)
+    folder = None
+    if run:
+        folder = RunFolder(Path(run).expanduser(), state, ranks, snapshots)
+    progress = progress and ranks.first
+    loop = _Loop(state, ranks, folder, 60 * max_minutes, checkpoint_seconds, on_row)
     try:
+        with computing(state, folder and folder.threads, progress):
+            if folder and folder.open():
+                return Fit("finished", state.iteration, state.rows)
+            status = loop.run(progress)
+    except (FloatingPointError, ValueError) as error:
+        raise _with_remedy(error, state, folder) from None
+    finally:
+        if folder:
+            folder.release()
+    result = Fit(status, state.iteration, state.rows)
+    if status == "interrupted" and in_notebook():
+        kept = "run this cell again to go on" if folder else "the model keeps its state"
+        where = f"Interrupted at iteration {state.iteration:,} of {recipe.iterations:,}"
+        raise StoppedByHand(f"{where}: {kept}.", result)
+    return result
+
+
+@contextlib.contextmanager
+def computing(state: Training, begun_with: int | None, say: bool) -> Iterator[None]:
+    """What a training does to its process, undone at the end: allocator, number of
+    threads, order and precision of a GPU's kernels."""
+    on_cpu = state.profile.device.type == "cpu"
+    memory = keeping_freed_memory() if on_cpu else contextlib.nullcontext()
+    with memory, state.profile.exactly():
+        count = None
+        if on_cpu and not threads_given():
+            count = begun_with or _choose_threads(state, say)
+        with threads(count):
+            yield
+
+
+def _choose_threads(state: Training, say: bool) -> int:
+    """One thread or all, whichever is faster now; a run keeps it for life, since the
+    number decides in which order sums are rounded."""
+    with torch.random.fork_rng(devices=[]):
+        trial = Training(copy.deepcopy(state.model), state.data, state.recipe, "cpu")
+        seconds = faster_threads(trial.step)
+    (best, least), *others = seconds.items()
+    if say and others:
+        ((other, more),) = others
+        print(f"Threads: {best} ({least:.2g} s an update; {other}: {more:.2g} s).")
+    return best
+
+
+def _with_remedy(
+    error: Exception, state: Training, folder: RunFolder | None
+) -> Exception:
+    """The same error, saying what to do about it where that is known."""
+    if isinstance(error, ValueError):
+        if "more than 1 value per channel" not in str(error):
+            return error
+        return ValueError(
+            "Batch norm measures each channel over a batch, and a batch of "
+            f"{state.recipe.batch_size} leaves it a single value where the maps are 1 "
+            "pixel wide. Take a batch_size of 2 or more, or larger images."
+        )
+    kept = f" {folder.kept()}" if folder else ""
+    remedy = "Lower the recipe's lr"
+    if state.profile.precision == "bf16":
+        remedy += ", or set precision='fp32' to see whether bf16 is the cause"
+    return FloatingPointError(f"{error}{kept} {remedy}.")
+
+
+@dataclass
+class _Loop:
+    """Steps, rows, checkpoints and the reasons to stop."""
+
+    state: Training
+    ranks: Ranks
+    folder: RunFolder | None
+    deadline: float  # seconds of this sitting
+    checkpoint_seconds: float
+    on_row: Callable[[list[dict]], None] | None
+
+    def run(self, progress: bool) -> str:
+        """Train to the end, or to a reason to stop; returns the status."""
+        state, folder = self.state, self.folder
+        before = state.seconds
+        start = saved = time.monotonic()
+        bar = progress_bar(
+            desc=network_name(state.model),
+            total=state.recipe.iterations,
+            initial=state.iteration,
+            unit="it",
+            disable=not progress,
+            mininterval=0.5,
+        )
         if folder:
             folder.snapshot()
         with bar, stop_requests() as requests:
             while not state.at_end:
                 state.step()
-                bar.update()
-                if state.iteration % 20 == 0:  # reading the loss makes a GPU wait
-                    bar.set_postfix_str(state.postfix(bar), refresh=False)
-                state.seconds = time.monotonic() - clock
+                self._show(bar)
                 if state.row_due:
-                    row = state.add_row()
-                    state.seconds = time.monotonic() - clock
-                    row["seconds"] = round(state.seconds, 2)
-                    if folder:
-                        folder.append(row)
-                    if on_row and ranks.first:
-                        on_row(state.rows)
+                    self._row(lambda: before + time.monotonic() - start)
                 if folder:
                     folder.snapshot()
                 if state.at_end:
                     break
+                now = time.monotonic()
+                state.seconds = before + now - start
                 # A signal or a clock is one rank's; all have to act on it together.
-                interrupted, late, due = ranks.any(
+                interrupted, late, due = self.ranks.any_rank(
                     bool(requests),
-                    state.seconds >= deadline,
-                    state.seconds - saved >= checkpoint_seconds,
+                    now - start >= self.deadline,
+                    now - saved >= self.checkpoint_seconds,
                 )
-                if interrupted or late:
-                    status = "interrupted" if interrupted else "out of time"
-                    break
-                if folder and due:
+                if folder and (interrupted or late or due):
                     folder.save()
-                    saved = state.seconds
-        ranks.lead(state.check_weights)
+                    saved = now
+                if interrupted or late:
+                    return "interrupted" if interrupted else "out of time"
         if folder:
-            folder.close() if state.at_end else folder.save()
-    except FloatingPointError as error:
-        kept = f" {folder.kept()}" if folder else ""
-        remedy = "Lower the recipe's lr"
-        if state.profile.dtype == torch.bfloat16:
-            remedy += ", or set precision='fp32' to see whether bf16 is the cause"
-        raise FloatingPointError(f"{error}{kept} {remedy}.") from None
-    finally:
-        if folder:
-            folder.release()
-    return Fit(status, state.iteration, state.rows)
+            folder.close()
+        return "finished"
+
+    def _show(self, bar) -> None:
+        bar.update()
+        # Reading the loss makes a GPU wait; without a bar nobody would see it.
+        if not bar.disable and self.state.iteration % 20 == 0:
+            rate = (bar.format_dict["rate"] or 0) * self.state.recipe.batch_size
+            text = f"{self.state.progress()}, {rate:,.0f} images/s"
+            bar.set_postfix_str(text, refresh=False)
+
+    def _row(self, seconds: Callable[[], float]) -> None:
+        state = self.state
+        row = state.add_row()
+        state.seconds = seconds()
+        row["seconds"] = round(state.seconds, 2)
+        # The on_row of a reader may look at, or change, the network.
+        if self.on_row and self.ranks.first:
+            self.on_row(state.rows)
+        if state.at_end:
+            self.ranks.on_rank_zero(state.check_weights)
+        if self.folder:
+            self.folder.append(row)
 
 
 def expected_minutes(
@@ -142,18 +248,20 @@ def expected_minutes(
     recipe: Recipe,
     device: str | None = None,
     steps: int = 10,
+    seconds: float = 3,
 ) -> float:
-    """How long `fit` will take from its start, judged by `steps` updates of a copy."""
+    """How long `fit` will take from its start, at the present speed of this machine.
+
+    Times the real step on a copy, after three that warm up: `steps` updates, or as many
+    as fit into `seconds` with the warm-up, one at least.
+    """
     full = dataclasses.replace(recipe, small_until=(), small_size=())
-    trial = Training(copy.deepcopy(model), data, full, device, compile=False)
-    trial.step()  # the first update is slow: libraries are loaded, kernels are chosen
-    trial.loss_sum.item()  # a GPU answers when it has done its work
-    start = time.perf_counter()
-    for _ in range(steps):
-        trial.step()
-    trial.loss_sum.item()
-    update = (time.perf_counter() - start) / steps
-    judged = sum(len(images) for images in trial.judged.values() if images)
+    begun = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        trial = Training(copy.deepcopy(model), data, full, device)
+        with computing(trial, None, say=False):
+            update = _seconds_per_step(trial, steps, begun + seconds)
+    judged = sum(len(images) for images in trial.eval_sets.values())
     looks = math.ceil(recipe.iterations / recipe.eval_every)
     # A look at an image is a forward pass, a third of an update's work.
     evaluation = update * judged / recipe.batch_size / 3
@@ -163,6 +271,21 @@ def expected_minutes(
         for iteration in range(recipe.iterations)
     )
     return (updates * update + looks * evaluation) / 60
+
+
+def _seconds_per_step(trial: Training, steps: int, until: float) -> float:
+    for _ in range(3):  # libraries are loaded, kernels chosen, a graph recorded
+        trial.step()
+        trial.loss_sum.item()  # a GPU answers when it has done its work
+        if time.perf_counter() > until:
+            break
+    start = time.perf_counter()
+    for done in range(1, steps + 1):
+        trial.step()
+        if done == steps or time.perf_counter() > until:
+            break
+    trial.loss_sum.item()
+    return (time.perf_counter() - start) / done
 
 
 @contextlib.contextmanager

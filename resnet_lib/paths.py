@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["data_home", "data_root"]
+__all__ = ["data_home", "data_root", "expanded"]
 
 
 def data_home() -> Path:
@@ -12,7 +12,36 @@ def data_home() -> Path:
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "data"
 
 
-def data_root() -> Path:
-    """The folder that holds `cifar-10-batches-py`: `RESNET_LIB_DATA`, else `data/`."""
-    path = os.environ.get("RESNET_LIB_DATA")
-    return Path(path).expanduser() if path else data_home()
+def expanded(path: Path | str) -> Path:
+    """A path that a person wrote: ~ is the home folder, as it is in a shell.
+
+    Raises ValueError for the home of somebody who has none here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: there is no such home folder. Write it in full."
+        ) from error
+
+
+def data_root(root: Path | str | None = None) -> Path:
+    """The folder that holds `cifar-10-batches-py`: `root`, else `RESNET_LIB_DATA`, else
+    `data/`.
+
+    A path to `cifar-10-batches-py` itself counts as the folder around it. A folder that
+    does not exist yet is fine: a download makes it. Raises ValueError for a file.
+    """
+    path = expanded(root or os.environ.get("RESNET_LIB_DATA") or data_home())
+    sets = ("cifar-10-batches-py", "cifar-100-python")
+    if path.name in sets and not (path / path.name).is_dir() and not path.is_file():
+        path = path.parent
+    for place in (path, *path.parents):
+        if place.is_file():
+            remedy = "Give the folder that holds cifar-10-batches-py, or is to hold it"
+            if place.suffixes[-2:] == [".tar", ".gz"]:
+                uri = place.resolve().as_uri()
+                remedy += f"; for an archive on disk, set RESNET_LIB_CIFAR10_URL={uri}"
+            source = "the data folder" if root else "RESNET_LIB_DATA"
+            raise ValueError(f"{place} is a file and cannot be {source}. {remedy}.")
+    return path

@@ -1,4 +1,8 @@
-"""Hooks and lesions: activations, responses, gradients, parameter and FLOP tables."""
+"""Hooks and lesions: activations, responses, gradients, parameter and FLOP tables.
+
+A model may be on any device: images are brought to it, and what is measured comes back
+to the device of the images.
+"""
 
 import contextlib
 import copy
@@ -47,6 +51,11 @@ def _hooked(hooks: Sequence[tuple[nn.Module, object]]) -> Iterator[None]:
             handle.remove()
 
 
+def _device(model: nn.Module, images: Tensor) -> torch.device:
+    """Where the model computes; the images' device for one without weights."""
+    return next((weight.device for weight in model.parameters()), images.device)
+
+
 def _find(model: nn.Module, name: str) -> nn.Module:
     """The layer `name`; raises ValueError, listing near names, where there is none."""
     layers = dict(model.named_modules())
@@ -84,14 +93,14 @@ def activations(
         return hook
 
     with _hooked([(_find(model, name), keep(name)) for name in layers]):
-        model(images)
+        model(images.to(_device(model, images)))
     for name in layers:
         if name not in outputs:
             raise ValueError(
                 f"{type(model).__name__} never calls its layer {name!r} on the way "
                 "forward. Ask for a layer inside it or around it."
             )
-    return {name: outputs[name] for name in layers}
+    return {name: outputs[name].to(images.device) for name in layers}
 
 
 def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
@@ -99,7 +108,7 @@ def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
 
     By layer name, in the order of `model.named_modules()`. `loss` is one number from
     the model's output. No `.grad` is touched, and `loss.backward()` still works
-    afterwards. Built in notebook 01.
+    afterwards.
 
     Raises ValueError for a loss that does not depend on one of these weights.
     """
@@ -128,7 +137,7 @@ def layer_responses(model: nn.Module, images: Tensor) -> dict[str, float]:
 
     A response is the output after BN, before the ReLU or the addition, over all of
     images (N, C, H, W), channels and places. The 1×1 shortcuts are no layers here. The
-    model's mode is left as it was. Used in notebook 05; paper §4.2 and Fig. 7.
+    model's mode is left as it was. Paper §4.2 and Fig. 7.
     """
     names = [
         name
@@ -141,13 +150,12 @@ def layer_responses(model: nn.Module, images: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def layer_table(
-    model: nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32)
-) -> pd.DataFrame:
+def layer_table(model: nn.Module, shape: tuple[int, ...] | None = None) -> pd.DataFrame:
     """One row per convolution, BN, linear layer and shortcut A, in the order they run.
 
     Columns: name, kind, output shape, parameters, and the multiply-adds of one image,
-    measured by hooks in one forward pass over zeros of `shape`. Convolutions and linear
+    measured by hooks in one forward pass over zeros of `shape`, by default one image of
+    32×32 pixels with the channels that the model takes. Convolutions and linear
     layers count multiply-adds, the paper's FLOPs (§3.3); BN counts none, because at
     test time it folds into the convolution before it. The model's mode and its running
     statistics are left as they were.
@@ -172,8 +180,9 @@ def layer_table(
         return hook
 
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds)]
-    parameter = next(model.parameters())
-    images = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    shape = shape or (1, getattr(model, "in_channels", 3), 32, 32)
+    like = next(model.parameters(), torch.empty(0))
+    images = torch.zeros(shape, device=like.device, dtype=like.dtype)
     with evaluating(model), _hooked([(m, measure(name)) for name, m in layers]):
         model(images)
     columns = ["name", "kind", "output shape", "parameters", "multiply-adds"]
@@ -227,10 +236,10 @@ class BlockParts(NamedTuple):
 def block_parts(
     model: nn.Module, images: Tensor, names: Sequence[str] | None = None
 ) -> dict[str, BlockParts]:
-    """x and F(x) of residual blocks, by name, in one forward pass over (N, 3, H, W).
+    """x and F(x) of residual blocks, by name, in one forward pass over (N, C, H, W).
 
     All residual blocks if no `names` are given. The model runs in evaluation mode and
-    is left in the mode it was in. Built in notebook 06; paper §3.1 and Fig. 7.
+    is left in the mode it was in. Paper §3.1 and Fig. 7.
 
     Raises ValueError for a name that is no residual block.
     """
@@ -238,11 +247,13 @@ def block_parts(
         names = [
             n for n in block_names(model) if isinstance(_find(model, n), BasicBlock)
         ]
+    names = [names] if isinstance(names, str) else list(names)
     parts: dict[str, BlockParts] = {}
 
     def keep(name: str):
         def hook(block, inputs, output) -> None:
-            parts[name] = BlockParts(block.shortcut(*inputs), block.residual(*inputs))
+            both = block.shortcut(*inputs), block.residual(*inputs)
+            parts[name] = BlockParts(*(part.to(images.device) for part in both))
 
         return hook
 
@@ -250,14 +261,14 @@ def block_parts(
         if not isinstance(_find(model, name), BasicBlock):
             raise ValueError(f"{name!r} is no residual block: it has no F(x) to show.")
     with evaluating(model), _hooked([(_find(model, n), keep(n)) for n in names]):
-        model(images)
+        model(images.to(_device(model, images)))
     return {name: parts[name] for name in names}
 
 
 def branch_ratios(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """‖F(x)‖ / ‖x‖ of every residual block, by name, over images (N, 3, H, W).
+    """‖F(x)‖ / ‖x‖ of every residual block, by name, over images (N, C, H, W).
 
-    Built in notebook 06; compare the layer responses of paper §4.2 and Fig. 7.
+    Compare the layer responses of paper §4.2 and Fig. 7.
     """
     return {name: parts.ratio for name, parts in block_parts(model, images).items()}
 
@@ -269,7 +280,7 @@ def confident_mistakes(logits: Tensor, labels: Tensor) -> list[int]:
     labels (N,).
     """
     confidence, predictions = logits.softmax(1).max(1)
-    wrong = (predictions != labels).nonzero().flatten()
+    wrong = (predictions != labels.to(predictions.device)).nonzero().flatten()
     order = confidence[wrong].argsort(descending=True, stable=True)
     return wrong[order].tolist()
 
@@ -278,7 +289,7 @@ def path_lengths(blocks: int) -> list[int]:
     """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
 
     A path takes the branch or the shortcut at every block, so the counts are binomial
-    coefficients, 2^blocks in all. Built in notebook 06; Veit et al. 2016, §3.
+    coefficients, 2^blocks in all. Veit et al. 2016, §3.
     """
     return [math.comb(blocks, length) for length in range(blocks + 1)]
 
@@ -299,7 +310,7 @@ def lesion(
     block has no shortcut, so one is lent to it: scale · block(x) + (1 - scale) · x,
     with x strided and padded as in shortcut A where the shape changes; 0 skips the
     block. `swap` exchanges two blocks. The model is restored whatever happens inside.
-    Built in notebook 06; Veit et al. 2016, §4.
+    Veit et al. 2016, §4.
 
     Raises ValueError for an unknown block, a scale outside 0 to 1, and for blocks that
     cannot be exchanged.
@@ -311,8 +322,8 @@ def lesion(
             raise ValueError(f"{name} is scaled by {scale}: give a number from 0 to 1.")
     if swap and tuple(swap) not in _exchangeable(model):
         raise ValueError(
-            f"{swap[0]} and {swap[1]} cannot be exchanged: choose two blocks of one "
-            "stage that both keep the shape."
+            f"{' and '.join(map(str, swap))} cannot be exchanged: choose two blocks of "
+            "one stage that both keep the shape."
         )
     before = {name: vars(block).get("forward") for name, block in blocks.items()}
     try:
@@ -394,12 +405,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 
 class LesionedNet:
-    """A network's logits for one set of images (N, 3, H, W), under one lesion or other.
+    """A network's logits for one set of images (N, C, H, W), under one lesion or other.
 
     A lesion changes nothing in front of the first block that it touches. So the inputs
     of the stages are kept, and of the block that was touched first the last time; the
     forward pass starts there, in a copy of the model whose BN is part of its
-    convolutions. Used in notebook 06.
+    convolutions. The copy computes where the model does.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 100) -> None:
@@ -407,6 +418,8 @@ class LesionedNet:
         self.model = model
         self.batch_size = batch_size  # small: it stays in the processor's cache
         self.names = block_names(model)
+        self.home = images.device
+        images = images.to(_device(model, images))
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             x = self._batched(images, model.conv1, model.bn1, model.relu)
@@ -447,4 +460,5 @@ class LesionedNet:
         return torch.cat([nn.Sequential(*layers)(b) for b in x.split(self.batch_size)])
 
     def _head(self, x: Tensor) -> Tensor:
-        return self.model.fc(self.model.avgpool(x).flatten(1))  # (N, classes)
+        logits = self.model.fc(self.model.avgpool(x).flatten(1))  # (N, classes)
+        return logits.to(self.home)

@@ -4,7 +4,7 @@ import io
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["in_notebook", "progress_bar"]
 
 
 class NotebookBar(tqdm):
@@ -28,12 +28,13 @@ class NotebookBar(tqdm):
 
 def progress_bar(**options) -> tqdm:
     """A tqdm bar fit for the place it is shown in; `options` are tqdm's own."""
-    if _in_notebook():
+    if in_notebook():
         return NotebookBar(file=io.StringIO(), ncols=100, ascii=False, **options)
     return tqdm(dynamic_ncols=True, **options)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether the code runs in a kernel, whose front end shows output as cells."""
     try:
         return get_ipython().has_trait("kernel")  # IPython defines it in its sessions
     except NameError:

@@ -1,7 +1,9 @@
 """Every hyper-parameter of a training, and the rate at each update. Paper §4.2."""
 
 import dataclasses
-from dataclasses import dataclass
+import math
+import operator
+from dataclasses import dataclass, replace
 
 __all__ = [
     "PAPER",
@@ -13,22 +15,27 @@ __all__ = [
     "learning_rate_at",
 ]
 
-# Fields of a recipe that hold several numbers; JSON and the command line give lists.
+# Fields that hold several whole numbers; JSON and the command line give lists.
 SEQUENCES = ("milestones", "small_until", "small_size")
+CHOICES = {
+    "schedule": ("steps", "triangular"),
+    "precision": ("auto", "bf16", "tf32", "fp32"),
+}
+ABOVE_ZERO = ("iterations", "lr", "batch_size", "warmup_lr", "log_every", "eval_every")
+BELOW_ONE = ("momentum", "label_smoothing")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Every hyper-parameter of a run; the defaults are the paper's (§4.2).
 
-    Iterations, not epochs, are the unit. Vary a recipe with `dataclasses.replace`.
+    Iterations, not epochs, are the unit. Vary a recipe with `dataclasses.replace`, and
+    its length with `scaled`, which moves the steps along. Raises ValueError, naming the
+    field and the remedy, for a value that no training could follow.
     """
 
     iterations: int = 64_000
-    milestones: tuple[int, ...] = (
-        32_000,
-        48_000,
-    )  # the learning rate is divided by 10 here
+    milestones: tuple[int, ...] = (32_000, 48_000)  # the rate is divided by 10 here
     # "steps", or "triangular": up in a straight line to lr at the one milestone, then
     # down to nothing at the end.
     schedule: str = "steps"
@@ -43,8 +50,7 @@ class Recipe:
     # place of 32 leave nine sixteenths of the work, 16 a quarter.
     small_until: tuple[int, ...] = ()
     small_size: tuple[int, ...] = ()
-    # For 110 layers the paper starts with lr 0.01 until the training error is under 80
-    # %.
+    # 110 layers start with lr 0.01 until the training error is under 80 %.
     warmup_lr: float | None = None
     warmup_error: float = 0.8
     # 45k/5k split: training images set aside to choose by. 0 trains on all of them.
@@ -52,42 +58,55 @@ class Recipe:
     per_pixel_mean: bool = False  # the paper's; see data.Normalisation
     black_border: bool = False
     seed: int = 0
-    precision: str = "auto"  # "bf16", "fp32", or what suits the device
+    precision: str = "auto"  # "bf16", "tf32", "fp32", or what suits the device
     log_every: int = 100  # a row of the history
     eval_every: int = 1_000  # validation and test error in that row
 
     def __post_init__(self) -> None:
-        for name in SEQUENCES:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("iterations", "batch_size", "log_every", "eval_every", "lr"):
-            if not getattr(self, name) > 0:
+        for field in dataclasses.fields(self):
+            value = _typed(field.name, field.type, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        self._check_ranges()
+        self._check_steps()
+
+    def _check_ranges(self) -> None:
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in CHOICES and value not in CHOICES[name]:
+                choices = ", ".join(map(repr, CHOICES[name]))
+                raise ValueError(f"Recipe.{name} is {value!r}: choose from {choices}.")
+            if name in ABOVE_ZERO and value is not None and value <= 0:
+                raise ValueError(f"Recipe.{name} is {value}: give a number above 0.")
+            if isinstance(value, int | float) and value < 0:
+                raise ValueError(f"Recipe.{name} is {value}: give 0 or more.")
+            if name in BELOW_ONE and value >= 1:
                 raise ValueError(
-                    f"Recipe.{name} is {getattr(self, name)}: give a number above 0."
+                    f"Recipe.{name} is {value}: give 0 (off) or a number below 1."
                 )
-        if list(self.milestones) != sorted(self.milestones):
+        if self.nesterov and not self.momentum:
             raise ValueError(
-                f"Recipe.milestones {self.milestones}: give them in rising order."
+                "Recipe.nesterov needs momentum: give a momentum above 0, such as 0.9, "
+                "or nesterov=False."
             )
-        if self.schedule not in ("steps", "triangular"):
-            raise ValueError(
-                f"Recipe.schedule is {self.schedule!r}: choose 'steps' or 'triangular'."
-            )
+
+    def _check_steps(self) -> None:
+        for name in ("milestones", "small_until"):
+            steps = getattr(self, name)
+            edges = [0, *steps, self.iterations]
+            if list(steps) != sorted(steps):
+                raise ValueError(f"Recipe.{name} {steps}: give them in rising order.")
+            if edges != sorted(edges):
+                raise ValueError(
+                    f"Recipe.{name} {steps} must lie between 0 and the end, "
+                    f"{self.iterations}. To shorten a recipe with its steps in "
+                    f"proportion, use its scaled({self.iterations}); for none of them, "
+                    f"give {name}=()."
+                )
         peak_inside = [0 < m < self.iterations for m in self.milestones] == [True]
         if self.schedule == "triangular" and not peak_inside:
             raise ValueError(
                 f"Recipe.milestones {self.milestones}: a triangular schedule has one, "
                 f"its peak, between 0 and {self.iterations}."
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"Recipe.label_smoothing is {self.label_smoothing}: "
-                "give 0 (off) or a number below 1."
-            )
-        edges = [0, *self.small_until, self.iterations]
-        if edges != sorted(edges):
-            raise ValueError(
-                f"Recipe.small_until {self.small_until}: give iterations up to "
-                f"{self.iterations} in rising order, or none."
             )
         fits = len(self.small_size) == len(self.small_until)
         if not fits or min(self.small_size, default=1) < 1:
@@ -95,20 +114,16 @@ class Recipe:
                 f"Recipe.small_size {self.small_size}: give one number of pixels, 1 or "
                 f"more, for each of small_until, {self.small_until}."
             )
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ValueError(
-                f"Recipe.precision is {self.precision!r}: "
-                "choose 'auto', 'bf16' or 'fp32'."
-            )
 
     def scaled(self, iterations: int) -> "Recipe":
         """The same recipe over another number of iterations, its steps in
         proportion."""
+        iterations = _typed("iterations", int, iterations)
 
         def moved(steps: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(round(step * iterations / self.iterations) for step in steps)
 
-        return dataclasses.replace(
+        return replace(
             self,
             iterations=iterations,
             milestones=moved(self.milestones),
@@ -116,15 +131,61 @@ class Recipe:
         )
 
 
-PAPER = Recipe()
+def _typed(name: str, kind: type, value: object) -> object:
+    """The value as plain Python has it, or ValueError: numpy's numbers are welcome, a
+    fraction of an iteration is not."""
+    if name in SEQUENCES:
+        try:
+            steps = () if isinstance(value, str) else tuple(value)
+        except TypeError:
+            steps = ()
+        if not steps and value not in ((), []):
+            raise ValueError(
+                f"Recipe.{name} is {value!r}: give several whole numbers, as in "
+                f"{name}=(10, 20), or none."
+            )
+        return tuple(_typed(f"{name}[{i}]", int, step) for i, step in enumerate(steps))
+    if value is None and name == "warmup_lr":
+        return None
+    if kind is str:
+        return value  # CHOICES says which
+    if kind is bool:
+        if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
+            raise ValueError(f"Recipe.{name} is {value!r}: give True or False.")
+        return bool(value)
+    told = f"Recipe.{name} is {value!r}: give a"
+    if isinstance(value, bool | str):
+        raise ValueError(f"{told} number.")
+    if kind is int:
+        try:
+            return operator.index(value)
+        except TypeError:
+            near = _nearest(value)
+            raise ValueError(f"{told} whole number{near}.") from None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{told} number.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{told} finite number.")
+    return number
 
+
+def _nearest(value: object) -> str:
+    """A hint at the whole number that was meant; nothing for what is no number."""
+    try:
+        return f", such as {round(value)}"
+    except (TypeError, ValueError, OverflowError):
+        return ""
+
+
+PAPER = Recipe()
 # All 50k images, softer targets, five times the decay. With ten classes the smoothed
 # loss cannot fall below 0.50.
 SMOOTHED = Recipe(label_smoothing=0.1, weight_decay=5e-4, validation=0)
-
 # Our own, short: the rate rises in a straight line and falls to nothing, and the images
 # are small at first.
-QUICK = dataclasses.replace(
+QUICK = replace(
     SMOOTHED,
     iterations=24_000,
     milestones=(4_800,),
@@ -135,9 +196,8 @@ QUICK = dataclasses.replace(
     small_size=(16, 24),
     eval_every=500,
 )
-
 # The paper's recipe in a few minutes on two CPU cores: a look, not a result.
-PREVIEW = dataclasses.replace(PAPER.scaled(400), log_every=20, eval_every=100)
+PREVIEW = replace(PAPER.scaled(400), log_every=20, eval_every=100)
 
 
 def image_size_at(iteration: int, recipe: Recipe, full: int = 32) -> int:

@@ -4,55 +4,47 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from numbers import Integral
 
+import torch
 from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock, PlainBlock
+from resnet_lib.inputs import wrong_images
 
 __all__ = [
     "ResNet",
     "check_images",
     "check_stages",
+    "describe",
+    "evaluating",
     "get_model",
     "init_weights",
     "make_stage",
-    "plain18",
-    "plain20",
-    "plain32",
-    "plain44",
-    "plain56",
-    "plain110",
-    "resnet18",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
 ]
 
 
 def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
     """Raise ValueError unless every stage has one width and one depth, 1 or more."""
-    if len(widths) != len(depths) or not widths or min(*widths, *depths) < 1:
+    whole = all(isinstance(n, Integral) and n >= 1 for n in (*widths, *depths))
+    if len(widths) != len(depths) or not len(widths) or not whole:
         raise ValueError(
-            "Give one width and one depth per stage, each 1 or more: got widths "
-            f"{tuple(widths)} and depths {tuple(depths)}."
+            "Give one width and one depth per stage, each a whole number, 1 or more: "
+            f"got widths {tuple(widths)} and depths {tuple(depths)}."
         )
 
 
-def check_images(x: Tensor) -> None:
-    """Raise ValueError, naming the remedy, unless `x` is float images (N, 3, H, W)."""
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(
-            f"Expected images of shape (N, 3, H, W), got {tuple(x.shape)}. "
-            "Add the batch dimension with x[None], and move the channels to the second "
-            "place with x.permute(0, 3, 1, 2)."
-        )
-    if not x.is_floating_point():
-        raise ValueError(
-            f"Expected floating-point images, got {x.dtype}. "
-            "Normalise them first, as resnet_lib.data.Normalisation does."
-        )
+def check_images(x: Tensor, channels: int = 3) -> None:
+    """Raise ValueError, naming the remedy, unless `x` is float images (N, channels, H,
+    W).
+
+    Silent where a tool reads the network instead of running it (`torch.fx`,
+    `torch.jit`): there, `x` has no shape to look at.
+    """
+    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        problem = wrong_images(x, channels)
+        if problem is not None:
+            raise ValueError(problem)
 
 
 @contextlib.contextmanager
@@ -109,9 +101,11 @@ class ResNet(nn.Module):
     `widths` gives the channels of each stage and `depths` its number of blocks. The
     first block of every stage but the first halves H and W. `shortcut` is "A", "B" or
     "C"; None builds the plain twin, the same layers without the additions.
+    `ResNet(**net.config)` builds a network like `net`, with new weights.
 
-    Maps (N, 3, H, W) to logits (N, classes). Raises ValueError, naming the remedy, for
-    images of another shape or of integers. Built in notebook 03; paper §3.3 and §4.2.
+    Maps (N, in_channels, H, W) to logits (N, classes). Raises ValueError, naming the
+    remedy, for images of another shape or of integers. Built in notebook 03; paper §3.3
+    and §4.2.
     """
 
     def __init__(
@@ -120,42 +114,60 @@ class ResNet(nn.Module):
         depths: Sequence[int],
         shortcut: str | None = "B",
         classes: int = 10,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         check_stages(widths, depths)
+        self.config = {
+            "widths": list(widths),
+            "depths": list(depths),
+            "shortcut": shortcut,
+            "classes": classes,
+            "in_channels": in_channels,
+        }
+        self.in_channels = in_channels
         # The CIFAR stem: 3×3, stride 1, no max-pool. 32×32 has no pixels to spare.
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
         self.stages = [f"layer{number + 1}" for number in range(len(widths))]
-        in_channels, stride = widths[0], 1
+        before, stride = widths[0], 1
         for stage, channels, depth in zip(self.stages, widths, depths, strict=True):
-            blocks = make_stage(in_channels, channels, depth, stride, shortcut)
+            blocks = make_stage(before, channels, depth, stride, shortcut)
             self.add_module(stage, blocks)
-            in_channels, stride = channels, 2  # only the first stage keeps H and W
+            before, stride = channels, 2  # only the first stage keeps H and W
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(in_channels, classes)
+        self.fc = nn.Linear(before, classes)
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(x)
+        check_images(x, self.in_channels)
         x = self.relu(self.bn1(self.conv1(x)))  # (N, C, H, W), C = widths[0]
-        for stage in self.stages:
-            x = getattr(self, stage)(x)  # (N, 2C, H/2, W/2) from the second stage on
+        for name, stage in self.named_children():
+            if name in self.stages:
+                x = stage(x)  # (N, 2C, H/2, W/2) from the second stage on
         x = self.avgpool(x).flatten(1)  # (N, C)
         return self.fc(x)  # (N, classes)
 
 
-def get_model(name: str, shortcut: str | None = None, classes: int = 10) -> ResNet:
+# Depths of the paper's nets for ImageNet (Table 1). 50 and 152 are 6n+2 too, and nobody
+# who asks for them wants a CIFAR net.
+IMAGENET_DEPTHS = (34, 50, 101, 152)
+
+
+def get_model(
+    name: str, shortcut: str | None = None, classes: int = 10, in_channels: int = 3
+) -> ResNet:
     """Build a network from its name: "resnet18", "plain18", "resnet20", "plain56", …
 
     18 is the series' own net: four stages 16/32/64/128 of two blocks, shortcut B. Every
     other depth is of the paper's CIFAR family: three stages 16/32/64 of n blocks, 6n+2
     layers, shortcut A (paper §4.2). `shortcut` overrides the choice for a residual net.
 
-    Raises ValueError for a name or a depth that is neither.
+    Raises ValueError for a name or a depth that is neither, and for the depths of the
+    ImageNet nets: 34, 50, 101 and 152.
     """
-    match = re.fullmatch(r"(resnet|plain)(\d+)", name)
+    match = re.fullmatch(r"(resnet|plain)(0|[1-9][0-9]*)", str(name))
     if not match:
         raise ValueError(
             f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
@@ -164,25 +176,56 @@ def get_model(name: str, shortcut: str | None = None, classes: int = 10) -> ResN
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
         raise ValueError(f"{name} has no shortcuts: leave `shortcut` out.")
+    if depth in IMAGENET_DEPTHS:
+        by_hand = "None" if kind == "plain" else '"A"'
+        raise ValueError(
+            f"{name}: 34, 50, 101 and 152 layers are the paper's nets for ImageNet "
+            "(Table 1), most of them of other blocks, and are not built here. Take "
+            f"{kind}44 or {kind}56 for small pictures, or choose widths and depths "
+            f"yourself, as in ResNet((16, 32, 64), (8, 8, 8), {by_hand})."
+        )
     if depth == 18:
         widths, depths, default = (16, 32, 64, 128), (2, 2, 2, 2), "B"
     elif depth % 6 == 2 and depth >= 8:
         widths, depths, default = (16, 32, 64), ((depth - 2) // 6,) * 3, "A"
     else:
         below = max(8, (depth - 2) // 6 * 6 + 2)
+        near = [below - 6 * (below in IMAGENET_DEPTHS), below + 6]
+        near[1] += 6 * (near[1] in IMAGENET_DEPTHS)
         raise ValueError(
-            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {below} or "
-            f"{below + 6}."
+            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {near[0]} or "
+            f"{near[1]}."
         )
     shortcut = None if kind == "plain" else shortcut or default
-    model = ResNet(widths, depths, shortcut, classes)
+    model = ResNet(widths, depths, shortcut, classes, in_channels)
     model.name = name if shortcut in (None, default) else f"{name}-{shortcut}"
     return model
 
 
-resnet18, plain18 = partial(get_model, "resnet18"), partial(get_model, "plain18")
-resnet20, plain20 = partial(get_model, "resnet20"), partial(get_model, "plain20")
-resnet32, plain32 = partial(get_model, "resnet32"), partial(get_model, "plain32")
-resnet44, plain44 = partial(get_model, "resnet44"), partial(get_model, "plain44")
-resnet56, plain56 = partial(get_model, "resnet56"), partial(get_model, "plain56")
-resnet110, plain110 = partial(get_model, "resnet110"), partial(get_model, "plain110")
+def describe(model: nn.Module) -> dict | None:
+    """What rebuilds this network: {"class": "ResNet", **model.config}.
+
+    None for a network that cannot be rebuilt by `ResNet(**config)`: one of another
+    class, or one whose layers were changed after it was built.
+    """
+    if type(model) is not ResNet:
+        return None
+    with torch.device("meta"):  # no memory, and no random number is drawn
+        twin = ResNet(**model.config)
+    if str(model) != str(twin):
+        return None
+    for module, other in zip(model.modules(), twin.modules(), strict=True):
+        # What `str` does not tell: a class of the same name, a forward hung on a layer,
+        # the stride of shortcut A.
+        if type(module) is not type(other) or "forward" in vars(module):
+            return None
+        for name, value in vars(other).items():
+            public = name != "training" and not name.startswith("_")
+            if public and vars(module).get(name) != value:
+                return None
+    config = dict(model.config)
+    for name in ("widths", "depths"):
+        config[name] = [int(number) for number in config[name]]
+    for name in ("classes", "in_channels"):
+        config[name] = int(config[name])
+    return {"class": "ResNet", **config}

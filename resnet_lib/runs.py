@@ -2,13 +2,15 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+import pickle
 import platform
-import re
 import subprocess
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ __all__ = [
 PARTS = ("train", "validation", "test")
 
 # Fields of a recipe in which the runs of one study may differ.
-OWN = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
+MAY_DIFFER = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
 
 # What runs did that were recorded before these fields of a recipe were a choice.
 OLDER = {"schedule": "steps", "small_until": [], "small_size": []}
@@ -95,14 +97,36 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of this library's checkout, marked "-dirty" if files differ."""
+def _commit() -> str:
+    """The commit of this library's checkout, marked "-dirty" if files differ.
+
+    Where there is no git, the library's name as a git tree: the commit is one of those
+    for which `git rev-parse COMMIT:resnet_lib` answers with it.
+    """
     here = str(Path(__file__).parent)
     git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         answer = subprocess.run(git, capture_output=True, text=True, check=True)
         return answer.stdout.strip()
-    return None
+    return f"tree {_tree(Path(__file__).parent).hex()[:12]}"
+
+
+def _tree(folder: Path) -> bytes:
+    """The SHA-1 that git gives a folder of plain files."""
+    entries = []
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            entries.append((path.name + "/", b"40000", _tree(path)))
+        elif path.is_file():
+            content = path.read_bytes()
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).digest()
+            entries.append((path.name, b"100644", blob))
+    lines = [
+        mode + b" " + name.rstrip("/").encode() + b"\0" + digest
+        for name, mode, digest in sorted(entries)  # git sorts folders with a slash
+    ]
+    content = b"".join(lines)
+    return hashlib.sha1(b"tree %d\0" % len(content) + content).digest()
 
 
 # --- reading --------------------------------------------------------------------------
@@ -139,19 +163,42 @@ def read_history(path: Path) -> list[dict]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """A `state_dict` from a file; RuntimeError if the file is damaged."""
-    content = io.BytesIO(path.read_bytes())
+    """A `state_dict` from a file; RuntimeError if there is none in it, or a damaged
+    one."""
+    content = path.read_bytes()
     try:
-        return torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever a damaged byte leads to
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower() or not zipfile.is_zipfile(path):
+            raise RuntimeError(_damaged(path)) from error
         raise RuntimeError(
-            f"{path} is damaged. Restore it, or delete it to train this run anew."
+            f"{path} holds Python objects, such as a whole model, and no plain "
+            "state_dict. Load it where it was made, and save its state_dict() instead."
         ) from error
+    except Exception as error:  # torch.load raises whatever a damaged byte leads to
+        raise RuntimeError(_damaged(path)) from error
+    tensors = isinstance(weights, dict) and all(
+        isinstance(value, Tensor) for value in weights.values()
+    )
+    if not tensors:
+        raise RuntimeError(
+            f"{path} holds no state_dict: a name and a tensor for each weight. Save "
+            "model.state_dict() there."
+        )
+    return weights
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged. Restore it, or delete it to train this run anew."
 
 
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A `state_dict` in half precision; counters stay integers."""
-    return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    """A `state_dict` with its kernels in half precision, where nearly all bytes are.
+
+    Vectors stay as they are: a variance in a deep plain net exceeds what half precision
+    can hold.
+    """
+    return {k: v.half() if v.ndim > 1 else v for k, v in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -188,29 +235,63 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        if not (self.folder / "history.csv").exists():  # killed before the first row
+        """Whether its history reaches the recipe's last iteration.
+
+        That row is written last, after the weights. Raises RuntimeError for weights
+        beside a history that cannot be read.
+        """
+        if not (self.folder / "recipe.json").exists():
             return False
-        return self.history["iteration"].max() == self.recipe["iterations"]
+        end = self.recipe["iterations"]
+        try:
+            # A kill may leave half a line, so the last one needs its end.
+            text = (self.folder / "history.csv").read_text()
+            *_, last = text[: text.rindex("\n")].splitlines()
+            return last != ",".join(COLUMNS) and int(last.split(",")[0]) == end
+        except FileNotFoundError:
+            return False
+        except ValueError as error:
+            if not (self.folder / "weights.pt").exists():
+                return False  # the checkpoint holds the rows too
+            raise RuntimeError(
+                f"{self.folder / 'history.csv'} is damaged ({error}). Restore it, or "
+                "choose another folder."
+            ) from error
 
     @property
     def final(self) -> "pd.Series":
         """The last row of the history: the result of the run."""
         return self.history.iloc[-1]
 
-    @property
-    def net(self) -> str:
-        """ "plain" or "residual"."""
-        return "plain" if self.about["model"].startswith("plain") else "residual"
+    @cached_property
+    def network(self) -> dict | None:
+        """What rebuilds the network, the arguments of `ResNet`; None for others.
+
+        Runs from before it was recorded have the networks of `get_model`.
+        """
+        if "network" in self.about:
+            known = self.about["network"]
+            return known and {k: v for k, v in known.items() if k != "class"}
+        name, _, shortcut = self.about["model"].partition("-")
+        return get_model(name, shortcut or None).config
 
     @property
-    def layers(self) -> int:
-        """The number in the network's name: 20 for resnet20."""
-        return int(re.search(r"\d+", self.about["model"])[0])
+    def net(self) -> str:
+        """ "plain", "residual", or "other" for a network that is none of ours."""
+        if self.network is None:
+            return "other"
+        return "plain" if self.network["shortcut"] is None else "residual"
+
+    @property
+    def layers(self) -> int | None:
+        """The paper's count: two for each block, the stem and the linear layer."""
+        return self.network and 2 * sum(self.network["depths"]) + 2
 
     @property
     def extra_warmup(self) -> bool:
         """Whether it warms up where the paper does not: below 110 layers (§4.2)."""
-        return self.recipe["warmup_lr"] is not None and self.layers < 110
+        warms_up = self.recipe["warmup_lr"] is not None
+        return warms_up and (self.layers or 0) < 110
 
     @property
     def snapshots(self) -> list[int]:
@@ -232,26 +313,46 @@ class Run:
                     f"{self.name} has no weights of iteration {iteration}: choose from "
                     f"{self.snapshots}."
                 )
-        name, _, shortcut = self.about["model"].partition("-")
-        model = get_model(name, shortcut or None)
+        if not path.exists():
+            raise ValueError(
+                f"{self.name} keeps no weights, only its history. Train it anew with "
+                "`python -m resnet_lib.train`, or choose a run that has them."
+            )
+        if self.network is None:
+            raise ValueError(
+                f"{self.name} trained a network, {self.about['model']}, that is not "
+                "rebuilt from its record. Build it yourself and load the state_dict in "
+                f"{path}."
+            )
+        model = ResNet(**self.network)
+        model.name = self.about["model"]
         model.load_state_dict(load_weights(path))  # half precision becomes float32
         return model.eval()
 
 
 def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
-    """The finished runs in `data/runs`, or in another folder, by name."""
+    """The finished runs in `data/runs`, or in another folder, by name.
+
+    A folder that is damaged, or of no run, is passed over: `load_run` says what is
+    wrong with it.
+    """
     folder = Path(folder or data_home() / "runs")
-    runs = [Run(path.parent) for path in sorted(folder.glob("*/recipe.json"))]
-    return {run.name: run for run in runs if run.finished}
+    runs = {}
+    for path in sorted(folder.glob("*/recipe.json")):
+        with contextlib.suppress(RuntimeError):
+            if Run(path.parent).finished:
+                runs[path.parent.name] = Run(path.parent)
+    return runs
 
 
 def load_run(name: str, folder: Path | str | None = None) -> Run:
-    """One recorded run by its name; KeyError names the others."""
-    runs = recorded_runs(folder)
-    if name not in runs:
-        others = ", ".join(runs) or "none"
+    """One recorded run by its name; KeyError names the others, RuntimeError tells of a
+    damaged one."""
+    run = Run(Path(folder or data_home() / "runs") / name)
+    if not run.finished:
+        others = ", ".join(recorded_runs(folder)) or "none"
         raise KeyError(f"No recorded run {name!r}. There are: {others}.")
-    return runs[name]
+    return run
 
 
 def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
@@ -266,10 +367,10 @@ def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
     """
     groups = defaultdict(list)
     for run in runs.values():
-        same = {k: v for k, v in run.recipe.items() if k not in OWN}
-        # 18 layers are of another family, and a "-" stands for another shortcut.
-        family = run.layers % 6 == 2 and "-" not in run.about["model"]
-        if family and not run.extra_warmup:
+        same = {k: v for k, v in run.recipe.items() if k not in MAY_DIFFER}
+        family = run.about["model"] in (f"resnet{run.layers}", f"plain{run.layers}")
+        # 18 layers are of another family.
+        if family and run.layers % 6 == 2 and not run.extra_warmup:
             groups[json.dumps([run.about["data"], same])].append(run)
     studies = []
     for group in groups.values():

@@ -1,6 +1,6 @@
 """Train from the command line: python -m resnet_lib.train --help.
 
-`torchrun --nproc-per-node=N -m resnet_lib.train …` trains data-parallel: N processes,
+`torchrun --nproc-per-node=N -m resnet_lib.train ...` trains data-parallel: N processes,
 each on its own GPU or on the CPU, take equal shares of every batch. On several machines
 each has the same command, with torchrun's --nnodes and --rdzv-endpoint, and its own
 copy of the data; the run's folder is on the first.
@@ -16,83 +16,182 @@ from pathlib import Path
 
 import torch
 
-from resnet_lib.cifar10 import download_cifar10, find_cifar10
+from resnet_lib import datasets
+from resnet_lib.cifar10 import CIFAR10, CIFAR100, download_cifar10, find
 from resnet_lib.data import Dataset
-from resnet_lib.datasets import load_cifar10, load_digits
-from resnet_lib.distributed import joined
+from resnet_lib.distributed import process_group
 from resnet_lib.fit import Fit, fit
+from resnet_lib.paths import expanded
 from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
 
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
+# The sets that have a name, and how many images each has to train on.
+DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
 # Where in a run its weights are kept: the start, the climb, and each drop of the rate.
 SNAPSHOTS = (0, 1 / 128, 1 / 16, 1 / 2, 3 / 4, 1)
+FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+
+
+def run_name(network: str, base: str, recipe: Recipe, data: str = "cifar10") -> str:
+    """The name of a run, as in resnet18-paper-32k-seed1: network, recipe and length,
+    and what else differs between recorded runs. `base` is a key of `RECIPES`."""
+    iterations, standard = recipe.iterations, RECIPES[base]
+    parts = [
+        network,
+        base,
+        f"{iterations // 1000}k" if iterations % 1000 == 0 else str(iterations),
+        expanded(data).resolve().name if data != "cifar10" else "",
+        f"lr{recipe.lr:g}" if recipe.lr != standard.lr else "",
+        "constant" if standard.milestones and not recipe.milestones else "",
+        recipe.precision if recipe.precision != "auto" else "",
+        "warmup" if recipe.warmup_lr else "",
+        f"seed{recipe.seed}" if recipe.seed else "",
+    ]
+    return "-".join(filter(None, parts))
+
+
+# --- options --------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
     """One option per hyper-parameter, read off `Recipe`."""
     options = argparse.ArgumentParser(
         prog="python -m resnet_lib.train",
-        description="Train a network on CIFAR-10. Run the same command again to go on "
-        "with a run that was cut short.",
+        description="Train a network on CIFAR-10 or on pictures of your own. Run the "
+        "same command again to go on with a run that was cut short.",
         epilog="With N GPUs, or N processes on the CPU (--device cpu): torchrun "
-        "--nproc-per-node=N -m resnet_lib.train … shares each batch between N "
+        "--nproc-per-node=N -m resnet_lib.train ... shares each batch between N "
         "processes. --batch-size stays the size of the whole batch. Go on with as many "
         "processes as you began with.",
     )
     add = options.add_argument
-    add("--model", default="resnet18", help="resnet18, plain18, resnet20, plain56, …")
+    add("--model", default="resnet18", help="resnet18, plain18, resnet20, plain56, ...")
     add("--shortcut", choices=["A", "B", "C"], help="in place of the network's own")
     add("--recipe", choices=RECIPES, default="paper", help="what to start from")
-    add("--data", choices=["cifar10", "digits"], default="cifar10")
+    data = ", ".join(DATASETS)
+    add("--data", default="cifar10", help=f"{data}, or a folder of class folders")
     # torchrun would take --run for its own --run-path.
-    add("--run", "--folder", type=Path, help="default: runs/MODEL-RECIPE-…-seedN")
+    add("--run", "--folder", type=Path, help="default: runs/MODEL-RECIPE-LENGTH-...")
     add("--device", help="cuda, mps or cpu; default: the best there is")
     add("--max-minutes", type=float, default=math.inf, help="stop then, go on later")
     add("--checkpoint-seconds", type=float, default=60, help="between checkpoints")
     add("--snapshots", action="store_true", help="keep weights along the way")
-    add("--compile", action="store_true", help="torch.compile the network")
     add("--quiet", action="store_true", help="no progress bar")
     recipe = options.add_argument_group("recipe", "in place of the recipe's own value")
-    for field in dataclasses.fields(Recipe):
-        flag = "--" + field.name.replace("_", "-")
+    for name, field in FIELDS.items():
+        flag = _flag(name)
         if field.type is bool:
             recipe.add_argument(flag, action=argparse.BooleanOptionalAction)
-        elif field.name in SEQUENCES:
+        elif name in SEQUENCES:
             recipe.add_argument(flag, type=int, nargs="*")
         else:
             kind = field.type if isinstance(field.type, type) else float
             recipe.add_argument(flag, type=kind)
-    recipe.set_defaults(**{field.name: None for field in dataclasses.fields(Recipe)})
+    recipe.set_defaults(**dict.fromkeys(FIELDS))
     return options
+
+
+def _flag(name: str, on: bool = True) -> str:
+    return ("--" if on else "--no-") + name.replace("_", "-")
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
     """The chosen recipe with the given values; --iterations moves the milestones
     along."""
     recipe = RECIPES[arguments.recipe]
-    if arguments.iterations:
+    if arguments.iterations is not None:
         recipe = recipe.scaled(arguments.iterations)
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    given = {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in FIELDS}
     return dataclasses.replace(
         recipe, **{k: v for k, v in given.items() if v is not None}
     )
 
 
+def recipe_options(recipe: Recipe, base: str) -> list[str]:
+    """The options from which `recipe_from` makes this recipe out of `RECIPES[base]`."""
+    words = []
+    for name in FIELDS:
+        value = getattr(recipe, name)
+        if value == getattr(RECIPES[base], name):
+            continue
+        if isinstance(value, bool):
+            words += [_flag(name, on=value)]
+        else:
+            words += [_flag(name), *map(str, value if name in SEQUENCES else [value])]
+    return words
+
+
+# --- data -----------------------------------------------------------------------------
+
+
+def check_data(name: str) -> None:
+    """Raise ValueError unless `name` is one of `DATASETS` or a folder."""
+    if name not in DATASETS and not expanded(name).is_dir():
+        raise ValueError(
+            f"data {name!r} is neither a set with a name nor a folder. Choose from "
+            f"{', '.join(DATASETS)}, or give a folder that holds a folder of pictures "
+            "for each class."
+        )
+
+
+def load(name: str) -> Dataset:
+    """One of `DATASETS`, downloaded if need be, or the pictures of a folder."""
+    check_data(name)
+    if name == "digits":
+        return datasets.load_digits()
+    if name not in DATASETS:
+        return datasets.load_folder(name)
+    if name == "cifar100":
+        return datasets.load_cifar100(download=True)
+    download_cifar10()  # returns at once if it is on disk
+    return datasets.load_cifar10()
+
+
+def _load_in_turn(name: str) -> Dataset:
+    """One process of each machine downloads and the others wait for it; torchrun ends
+    them all if it fails."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        while not _on_disk(name):
+            time.sleep(1)
+    return load(name)
+
+
+def _on_disk(name: str) -> bool:
+    known = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+    return name not in known or find(known[name]) is not None
+
+
+# --- the command ----------------------------------------------------------------------
+
+
+def escape_unprintable() -> None:
+    """Let a terminal or file of another encoding show an escape for what it lacks,
+    such as \\xe9, in place of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: list[str] | None = None) -> int:
+    escape_unprintable()
     options = parser()
     arguments = options.parse_args(argv)
     try:
         recipe = recipe_from(arguments)
-        torch.manual_seed(recipe.seed)
-        model = get_model(arguments.model, arguments.shortcut)
+        # Said before data are downloaded and read.
+        get_model(arguments.model, arguments.shortcut)
         # Before the processes meet: a download takes longer than they wait.
-        data = _cifar10() if arguments.data == "cifar10" else load_digits()
-        name = f"{model.name}-{arguments.recipe}-{recipe.iterations}-seed{recipe.seed}"
-        run = arguments.run or Path("runs") / name
+        data = _load_in_turn(arguments.data)
+        channels = data.train.images.shape[1]
+        torch.manual_seed(recipe.seed)
+        model = get_model(
+            arguments.model, arguments.shortcut, len(data.classes), channels
+        )
+        name = run_name(model.name, arguments.recipe, recipe, arguments.data)
+        run = expanded(arguments.run or Path("runs") / name)
         marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
-        with joined(arguments.device) as ranks:
+        with process_group(arguments.device) as ranks:
             if ranks.first:
                 print(
                     f"{model.name} on {data.name}, {recipe.iterations:,} iterations, "
@@ -107,7 +206,6 @@ def main(argv: list[str] | None = None) -> int:
                 max_minutes=arguments.max_minutes,
                 checkpoint_seconds=arguments.checkpoint_seconds,
                 snapshots=marks if arguments.snapshots else (),
-                compile=arguments.compile,
                 progress=not arguments.quiet,
             )
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
@@ -116,17 +214,6 @@ def main(argv: list[str] | None = None) -> int:
     if ranks.first:
         _report(result, run)
     return 0
-
-
-def _cifar10() -> Dataset:
-    """From disk. One process of each machine downloads; torchrun ends all if it
-    fails."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        download_cifar10()  # returns at once if it is on disk
-    else:
-        while find_cifar10() is None:
-            time.sleep(1)
-    return load_cifar10()
 
 
 def _which() -> str:
@@ -138,9 +225,7 @@ def _which() -> str:
 def _report(result: Fit, run: Path) -> None:
     if result.finished:
         error = result.history[-1]["test_error"]
-        print(
-            f"Finished: {error:.2%} of the test images are misjudged. Weights in {run}."
-        )
+        print(f"Finished: test error {error:.2%}. Weights in {run}.")
     else:
         print(f"Stopped ({result.status}) at iteration {result.iteration:,}.")
         print("The same command goes on from there.")

@@ -3,20 +3,20 @@
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_lib.data import Batches, Images, Normalisation, shrunk
-from resnet_lib.device import DeviceProfile, device_profile
-from resnet_lib.distributed import Ranks
-from resnet_lib.recipe import image_size_at, learning_rate_at
+from resnet_lib.data import Batches, Dataset, Images, Normalisation, shrunk
+from resnet_lib.device import DeviceProfile, GraphedStep, can_record, device_profile
+from resnet_lib.recipe import Recipe, image_size_at, learning_rate_at
 from resnet_lib.resnet import evaluating
 
-__all__ = ["Evaluation", "Training", "evaluate", "train_step"]
+__all__ = ["COLUMNS", "Evaluation", "Training", "evaluate", "train_step"]
 
-# What is measured: a row of a run's history.
+# A row of a history: what is measured, and when.
 COLUMNS = (
     "iteration",
     "lr",
@@ -97,58 +97,93 @@ def evaluate(
     profile: DeviceProfile | None = None,
     batch_size: int = 1_000,
 ) -> Evaluation:
-    """Judge a whole set in evaluation mode; the model's mode is restored."""
-    profile = profile or device_profile("fp32", str(next(model.parameters()).device))
+    """Judge a whole set in evaluation mode; the model's mode is restored.
+
+    The model may be on any device; without a `profile` it computes in fp32. Returns
+    logits on the CPU. Raises TypeError for what is no `Images` or no `Normalisation`.
+    """
+    _check_evaluation(data, normalisation)
+    if profile is None:
+        some = next(model.parameters(), torch.empty(0))
+        profile = device_profile("fp32", str(some.device))
+    normalisation = normalisation.to(profile.device)
     logits = []
-    with evaluating(model), profile.autocast():
-        for images in data.images.to(profile.device).split(batch_size):
-            x = normalisation(images).contiguous(memory_format=profile.memory_format)
-            logits.append(model(x).float())
+    with evaluating(model), profile.exactly(), profile.autocast():
+        for images in data.images.split(batch_size):
+            x = normalisation(images.to(profile.device))  # (B, C, H, W)
+            x = x.contiguous(memory_format=profile.memory_format)
+            logits.append(model(x).float())  # (B, classes)
     return Evaluation(torch.cat(logits).cpu(), data.labels.cpu())
 
 
-class Training:
-    """All that a run must remember from one iteration to the next, and how it moves."""
+def _check_evaluation(data: Images, normalisation: Normalisation) -> None:
+    if not isinstance(data, Images):
+        part = "its test images, data.test" if isinstance(data, Dataset) else "Images"
+        raise TypeError(
+            f"evaluate judges a set of images at once, not a {type(data).__name__}: "
+            f"give {part}."
+        )
+    if not isinstance(normalisation, Normalisation):
+        raise TypeError(
+            f"evaluate needs the Normalisation of the training images, not a "
+            f"{type(normalisation).__name__}: give Normalisation.of(train.images)."
+        )
 
-    def __init__(self, model, data, recipe, device, compile) -> None:
-        self.model, self.data, self.recipe = model, data, recipe
-        self.ranks = Ranks.here()
-        share = self.ranks.equal_share(recipe.batch_size)
+
+# --- a training -----------------------------------------------------------------------
+
+
+class Training:
+    """All that a run must remember from one update to the next, and how it moves.
+
+    Knows nothing of disks, clocks and other processes: `fit` does. One of several
+    processes takes its `shard` of each batch. On a GPU the update is recorded as a CUDA
+    graph and replayed, unless `graphed` is False.
+
+    Raises ValueError for a network with another number of classes than the data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        device: str | None = None,
+        shard: slice = slice(None),
+        graphed: bool = True,
+    ) -> None:
+        self.data, self.recipe = data, recipe
+        self.model, self.forward = unwrapped(model), model
         self.profile = device_profile(recipe.precision, device)
         where = self.profile.device
-        if where.type == "cuda":
-            torch.backends.cudnn.deterministic = True  # the same bits after a resume
-        model.to(where, memory_format=self.profile.memory_format).train()
-        graphs = "reduce-overhead" if where.type == "cuda" else "default"
-        trial = torch.zeros(2, *data.test.images.shape[1:], device=where)
-        wrapped = self.ranks.wrap(model, trial)
-        self.forward = torch.compile(wrapped, mode=graphs) if compile else wrapped
-        self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
+        self.model.to(where, memory_format=self.profile.memory_format).train()
         train, validation = data.split(recipe.validation)
         train = train.to(where)
         self.normalisation = Normalisation.of(
             train.images, recipe.per_pixel_mean, recipe.black_border
         )
         self.batches = Batches(
-            train, recipe.batch_size, self.normalisation, recipe.seed, share
+            train, recipe.batch_size, self.normalisation, recipe.seed, shard
         )
-        self.judged = {"validation": validation, "test": data.test}
+        self.eval_sets = {"test": data.test.to(where)}
+        if validation is not None:
+            self.eval_sets = {"validation": validation.to(where), **self.eval_sets}
         self.iteration = 0
         self.warming_up = recipe.warmup_lr is not None
         self.rows: list[dict] = []
         self.seconds = 0.0  # of training and evaluation, over all sittings
-        self._empty_window()
+        # Sums over the batches since the last row; on the device, so nothing waits.
+        self.loss_sum = torch.zeros((), device=where)
+        self.wrong = torch.zeros((), dtype=torch.int64, device=where)
+        self.steps = 0
+        self.graphed = graphed and can_record(where)
+        self.graphs: dict[int, GraphedStep] = {}  # one for each image size
+        self._make_optimizer()
         self._check_classes()
 
     @property
     def at_end(self) -> bool:
-        return self.iteration == self.recipe.iterations
+        return self.iteration >= self.recipe.iterations
 
     @property
     def row_due(self) -> bool:
@@ -158,37 +193,86 @@ class Training:
 
     def _check_classes(self) -> None:
         classes = len(self.data.classes)
-        outputs = self._judge(self.data.test[:1]).logits.shape[1]
+        outputs = self.evaluate(self.data.test[:1]).logits.shape[1]
         if outputs != classes:
             raise ValueError(
                 f"The network tells {outputs} classes apart, {self.data.name} has "
                 f"{classes}. Build it with classes={classes}."
             )
 
-    def _empty_window(self) -> None:
-        """Forget the batches seen since the last row of the history."""
-        where = self.profile.device
-        self.loss_sum = torch.zeros((), device=where)
-        self.wrong = torch.zeros((), dtype=torch.int64, device=where)
-        self.steps = 0
+    # --- the optimiser ---
 
-    def _window(self) -> tuple[float, float]:
-        """Mean loss and error since the last row; FloatingPointError if not finite."""
-        loss = self.loss_sum.item() / self.steps
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss} at iteration {self.iteration} or shortly before."
-            )
-        return loss, self.wrong.item() / (self.steps * self.recipe.batch_size)
+    def _make_optimizer(self) -> None:
+        """SGD with the recipe's hyper-parameters.
+
+        Where steps can be recorded the rate is a tensor that the fused kernel reads on
+        the device, so that a recorded step takes the rate of the day; and momentum
+        begins as zeros, since a recording of the first step, which has none yet, would
+        begin anew each time.
+        """
+        recipe, where = self.recipe, self.profile.device
+        recordable = can_record(where)
+        self.rate = torch.tensor(recipe.lr, device=where) if recordable else recipe.lr
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            self.rate,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            fused=recordable or None,
+        )
+        if recordable and recipe.momentum:
+            for parameter in self.model.parameters():
+                zeros = torch.zeros_like(parameter)
+                self.optimizer.state[parameter]["momentum_buffer"] = zeros
+
+    def _set_rate(self, lr: float) -> None:
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate if isinstance(self.rate, Tensor) else lr
+
+    def _momentum(self) -> list[Tensor]:
+        states = self.optimizer.state.values()
+        buffers = [state.get("momentum_buffer") for state in states]
+        return [buffer for buffer in buffers if buffer is not None]
+
+    def _load_optimizer(self, state: dict) -> None:
+        """Momentum from a checkpoint, at the addresses of before; what `state` says of
+        the rate and the kernel was true of the machine that wrote it."""
+        kept = {p: s.get("momentum_buffer") for p, s in self.optimizer.state.items()}
+        here = [group["fused"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, fused in zip(self.optimizer.param_groups, here, strict=True):
+            group["fused"] = fused
+        self._set_rate(self.recipe.lr)
+        for parameter, buffer in kept.items():
+            loaded = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None and loaded is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(
+                    loaded
+                )
+
+    # --- one update ---
 
     def step(self) -> None:
-        lr = learning_rate_at(self.iteration, self.recipe, self.warming_up)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        images, labels = next(self.batches)
-        full = images.shape[-1]
+        """One update on the next batch of the plan; nothing waits for its result."""
+        self._set_rate(learning_rate_at(self.iteration, self.recipe, self.warming_up))
+        full = self.data.test.images.shape[-1]
         size = image_size_at(self.iteration, self.recipe, full)
-        if size != full:
+        plan = self.batches.next_plan()  # (B, 4)
+        if self.graphed:
+            self._graph(size)(plan)
+        else:
+            self.update(plan, size)
+        self.steps += 1
+        self.iteration += 1
+
+    def update(self, plan: Tensor, size: int) -> None:
+        """Augment, forward, loss, backward, step, count: all on the device, all at the
+        same addresses each time, and no number is read back."""
+        images, labels = self.batches.make(plan)  # (B, C, H, W), (B,)
+        if size != images.shape[-1]:
             images = shrunk(images, size)
         images = images.contiguous(memory_format=self.profile.memory_format)
         loss, wrong = train_step(
@@ -199,11 +283,41 @@ class Training:
             self.recipe.label_smoothing,
             self.profile.autocast(),
         )
-        loss, wrong = self.ranks.total(loss, wrong)
-        self.loss_sum += loss / self.ranks.size  # equal shares: the mean of the means
+        self._count(loss, wrong)
+
+    def _count(self, loss: Tensor, wrong: Tensor) -> None:
+        self.loss_sum += loss
         self.wrong += wrong
-        self.steps += 1
-        self.iteration += 1
+
+    def _graph(self, size: int) -> GraphedStep:
+        if size not in self.graphs:
+            update = partial(self.update, size=size)
+            self.graphs[size] = GraphedStep(
+                update, self._changing, self.model.zero_grad
+            )
+        return self.graphs[size]
+
+    def _changing(self) -> list[Tensor]:
+        """Every tensor that an update changes."""
+        net = [*self.model.parameters(), *self.model.buffers()]
+        return [*net, *self._momentum(), self.loss_sum, self.wrong]
+
+    # --- what is measured ---
+
+    def _window(self) -> tuple[float, float]:
+        """Mean loss and error since the last row; FloatingPointError if not finite."""
+        loss = self.loss_sum.item() / self.steps
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss} at iteration {self.iteration} or shortly before."
+            )
+        return loss, self.wrong.item() / (self.steps * self.recipe.batch_size)
+
+    def _empty_window(self) -> None:
+        """Forget the batches seen since the last row of the history."""
+        self.loss_sum.zero_()
+        self.wrong.zero_()
+        self.steps = 0
 
     def add_row(self) -> dict:
         """Close the window: its means, and an evaluation where the recipe wants one."""
@@ -215,34 +329,19 @@ class Training:
         if row["train_error"] < self.recipe.warmup_error:
             self.warming_up = False
         if self.iteration % self.recipe.eval_every == 0 or self.at_end:
-            for name, images in self.judged.items():
-                if images is not None:
-                    result = self._evaluate(images)
-                    row[f"{name}_loss"] = result.loss
-                    row[f"{name}_error"] = result.error
+            for name, images in self.eval_sets.items():
+                result = self.evaluate(images)
+                row[f"{name}_loss"], row[f"{name}_error"] = result.loss, result.error
         self.rows.append(row)
         return row
 
-    def _judge(self, images: Images) -> Evaluation:
+    def evaluate(self, images: Images) -> Evaluation:
         return evaluate(self.model, images, self.normalisation, self.profile)
 
-    def _evaluate(self, images: Images) -> Evaluation:
-        """Judge a whole set; the ranks share each part of it, so that none waits
-        long."""
-        if self.ranks.size == 1:
-            return self._judge(images)
-        self.ranks.share_buffers(self.model)
-        logits = []
-        for start in range(0, len(images), 1_000):
-            part = images[start : start + 1_000]
-            mine = self._judge(part[self.ranks.share(len(part))])
-            logits.append(self.ranks.gather(mine.logits))
-        return Evaluation(torch.cat(logits), images.labels.cpu())
-
-    def postfix(self, bar) -> str:
+    def progress(self) -> str:
+        """Loss and error since the last row, in words; waits for the device."""
         loss, error = self._window()
-        rate = (bar.format_dict["rate"] or 0) * self.recipe.batch_size
-        return f"loss {loss:.3f}, error {error:.1%}, {rate:,.0f} images/s"
+        return f"loss {loss:.3f}, error {error:.1%}"
 
     def check_weights(self) -> None:
         """FloatingPointError if the last update broke them; its loss came before."""
@@ -252,31 +351,48 @@ class Training:
                 f"The weights are no longer finite at iteration {self.iteration}."
             )
 
+    # --- a checkpoint ---
+
     def state_dict(self) -> dict:
+        """What a checkpoint holds; FloatingPointError for a state not worth keeping."""
         if self.steps:
-            self._window()  # a state whose loss is not finite is never kept
+            self._window()
         self.check_weights()
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group |= {"lr": float(group["lr"]), "fused": None}  # for any machine
+        random = {"random": torch.get_rng_state()}  # for networks with dropout
+        if self.profile.device.type == "cuda":
+            random["cuda_random"] = torch.cuda.get_rng_state(self.profile.device)
         return {
             "network": str(self.model),
-            "ranks": self.ranks.size,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "batches": self.batches.state_dict(),
-            "random": torch.get_rng_state(),  # for networks with dropout, on the CPU
             "iteration": self.iteration,
             "warming_up": self.warming_up,
             "rows": self.rows,
             "seconds": self.seconds,
             "window": (self.loss_sum, self.wrong, self.steps),
+            **random,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
         torch.set_rng_state(state["random"])
+        if self.profile.device.type == "cuda" and "cuda_random" in state:
+            torch.cuda.set_rng_state(state["cuda_random"], self.profile.device)
         self.iteration, self.warming_up = state["iteration"], state["warming_up"]
         self.rows, self.seconds = state["rows"], state["seconds"]
         loss_sum, wrong, self.steps = state["window"]
-        self.loss_sum = loss_sum.to(self.profile.device)
-        self.wrong = wrong.to(self.profile.device)
+        self.loss_sum.copy_(loss_sum)
+        self.wrong.copy_(wrong)
+        self.graphs.clear()  # recorded before the rate and the kernel were set again
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside `torch.compile`'s or `DataParallel`'s wrapper."""
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, nn.DataParallel) else model

@@ -18,16 +18,21 @@ def says(capsys):
 def told_apart(says):
     """Demand that a check catches every wrong answer, each by a hint of its own.
 
-    The table maps words of the hint to the answer that should earn it.
+    The table maps words of the hint to the answer that should earn it, or to a list of
+    answers. The right answers, if any, should pass.
     """
 
-    def run(check, table: dict) -> None:
+    def run(check, wrong: dict, *right) -> None:
         hints = set()
-        for words, answer in table.items():
-            verdict, hint = says(check, answer)
-            assert not verdict and hint.startswith("✗ Not yet: "), (words, hint)
-            assert words in hint
+        for words, answers in wrong.items():
+            for answer in answers if isinstance(answers, list) else [answers]:
+                verdict, hint = says(check, answer)
+                assert not verdict and hint.startswith("✗ Not yet: "), (words, hint)
+                assert words in hint and hint.endswith((".", "?"))
             hints.add(hint)
-        assert len(hints) == len(table) >= 6
+        assert len(hints) == len(wrong) >= 6
+        for answer in right:
+            verdict, line = says(check, answer)
+            assert verdict and line.startswith("✓ "), line
 
     return run

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
-from benchmarks import throughput
-from benchmarks.throughput import flop, markdown, rate, summary, take_turns
 
 from resnet_lib import plots
+from workshop.benchmarks import throughput
+from workshop.benchmarks.throughput import flop, markdown, rate, summary, take_turns
 
 ROW = "resnet20, training"
 ROUNDS = [

@@ -1,17 +1,22 @@
 """Blocks, shortcuts and networks against torchvision, the paper and their docs."""
 
 import copy
+import io
+import json
 import math
+import pickle
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
-from resnet_lib import resnet
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock, make_shortcut
-from resnet_lib.resnet import ResNet, get_model
+from resnet_lib.resnet import ResNet, describe, get_model
 
 SHAPES = [(16, 16, 1), (16, 32, 2), (16, 16, 2), (16, 32, 1), (16, 8, 1)]
 
@@ -204,7 +209,7 @@ def test_parameters_of_resnet18():
 @pytest.mark.parametrize("kind", ["resnet", "plain"])
 @pytest.mark.parametrize("depth", [18, 20, 32, 44, 56, 110])
 def test_every_name_builds_its_depth(kind, depth):
-    model = getattr(resnet, f"{kind}{depth}")()
+    model = get_model(f"{kind}{depth}")
     assert model.name == f"{kind}{depth}"
     # Depth counts the layers with weights, and no projection among them (§3.3).
     layers = [
@@ -293,7 +298,12 @@ def test_equal_seeds_give_equal_twins():
             "resnet21",
             "resnet21: the paper's CIFAR nets have 6n+2 layers. Try 20 or 26.",
         ),
-        ("plain55", "plain55: the paper's CIFAR nets have 6n+2 layers. Try 50 or 56."),
+        ("plain55", "plain55: the paper's CIFAR nets have 6n+2 layers. Try 44 or 56."),
+        ("resnet45", "Try 44 or 56."),
+        ("resnet153", "Try 146 or 158."),
+        ("resnet020", "Unknown architecture 'resnet020'"),
+        ("resnet²0", "Unknown architecture 'resnet²0'"),
+        (18, "Unknown architecture 18: use resnet18"),
         ("resnet2", "6n+2 layers. Try 8 or 14."),
         ("resnet0", "6n+2 layers. Try 8 or 14."),
     ],
@@ -322,26 +332,265 @@ def test_widths_and_depths_must_pair():
         ResNet((), ())
 
 
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101", "plain152"])
+def test_the_imagenet_nets_are_not_built_under_their_names(name):
+    with pytest.raises(ValueError, match=f"{name}: .* for ImageNet") as caught:
+        get_model(name)
+    words = str(caught.value)
+    kind = name.rstrip("0123456789")
+    for other in (f"{kind}44", f"{kind}56"):  # the remedies hold
+        assert other in words and get_model(other).name == other
+    by_hand = words[words.index("ResNet(") : words.rindex(".")]
+    assert eval(by_hand)(images(1, 3, 8, 8)).shape == (1, 10)
+    assert by_hand.endswith("None)" if kind == "plain" else '"A")')
+
+
+@pytest.mark.parametrize(
+    ("widths", "depths"),
+    [((16, 32), (1.5, 2)), ((0, 8), (1, 1)), ((8,), ("2",)), ((16.0,), (1,))],
+)
+def test_widths_and_depths_are_whole_numbers(widths, depths):
+    with pytest.raises(ValueError, match="each a whole number, 1 or more: got"):
+        ResNet(widths, depths)
+
+
+GOOD = torch.rand(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("x", "words", "mended"),
+    [
+        (GOOD[0], "(N, 3, H, W), got (3, 32, 32). Add the batch", "x[None]"),
+        (GOOD[0].permute(1, 2, 0), "got (32, 32, 3)", "x.permute(2, 0, 1)[None]"),
+        (GOOD.permute(0, 2, 3, 1), "got (2, 32, 32, 3)", "x.permute(0, 3, 1, 2)"),
+        (
+            GOOD[:, :1],
+            "Build the network with in_channels=1",
+            "x.expand(-1, 3, -1, -1)",
+        ),
+        (torch.rand(2, 4, 32, 32), "with in_channels=4", "x[:, :3]"),
+        (GOOD.numpy(), "got ndarray. Convert", "torch.from_numpy(x)"),
+    ],
+)
+def test_wrong_images_are_told_what_mends_them(x, words, mended):
+    model = get_model("resnet8").eval()
+    with pytest.raises(ValueError) as caught:
+        model(x)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert mended in str(caught.value)
+    assert model(eval(mended)).shape[1] == 10
+
+
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (
-            torch.rand(3, 32, 32),
-            "Expected images of shape (N, 3, H, W), got (3, 32, 32)",
-        ),
-        (torch.rand(2, 1, 32, 32), "got (2, 1, 32, 32)"),
-        (torch.rand(2, 32, 32, 3), "x.permute(0, 3, 1, 2)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "got torch.uint8"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "Normalise them first"),
+        (torch.rand(2, 5, 32, 32), "Build the network with in_channels=5."),
+        (torch.rand(32, 32), "four dimensions"),
+        (torch.rand(2, 3, 0, 32), "1 × 1 pixel or more"),
+        ([1, 2], "got list"),
+        (None, "got NoneType"),
     ],
 )
-def test_wrong_images_are_refused_with_a_remedy(x, words):
+def test_other_wrong_images(x, words):
     with pytest.raises(ValueError) as caught:
         get_model("resnet8").eval()(x)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_images_of_other_channels(channels):
+    model = get_model("resnet8", in_channels=channels, classes=7)
+    assert model(images(2, channels, 16, 16)).shape == (2, 7)
+    with pytest.raises(ValueError, match=rf"\(N, {channels}, H, W\), got \(2, 3,"):
+        model(images(2, 3, 16, 16))
 
 
 @pytest.mark.parametrize("size", [(28, 28), (33, 47), (8, 8)], ids=str)
 def test_other_image_sizes_are_welcome(size):
     for name in ("resnet8", "plain18"):
         assert get_model(name).eval()(images(2, 3, *size)).shape == (2, 10)
+
+
+# --- tools that read the network ------------------------------------------------------
+
+NETS = [
+    ("resnet18", None),
+    ("plain20", None),
+    ("resnet20", "A"),
+    ("resnet20", "B"),
+    ("resnet20", "C"),
+]
+
+
+@pytest.fixture(params=NETS, ids=str)
+def net(request):
+    torch.manual_seed(0)
+    return scramble(get_model(*request.param)).eval()
+
+
+X = images(4, 3, 32, 32, seed=2)
+
+
+def close(x, y):
+    """Equal up to the order of additions; scrambled nets have large logits."""
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4 * y.abs().max().item())
+
+
+def test_fx_traces_the_network_and_keeps_its_names(net):
+    graph = torch.fx.symbolic_trace(net)
+    assert torch.equal(graph(X), net(X))
+    assert list(graph.state_dict()) == list(net.state_dict())
+    called = {node.target for node in graph.graph.nodes if node.op == "call_module"}
+    assert {"conv1", "layer1.0.conv1", "layer3.1.bn2", "fc"} <= called
+
+
+def test_torchvision_extracts_features(net):
+    extractor = create_feature_extractor(net, {"relu": "stem", "layer2": "second"})
+    found = extractor(X)
+    x = net.layer1(net.relu(net.bn1(net.conv1(X))))
+    assert list(found) == ["stem", "second"]
+    assert torch.equal(found["second"], net.layer2(x))
+
+
+def test_jit_scripts_and_saves_the_network(net):
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(net), buffer)
+        buffer.seek(0)
+        loaded = torch.jit.load(buffer)
+    assert torch.equal(loaded(X), net(X))
+    assert list(loaded.state_dict()) == list(net.state_dict())
+
+
+def test_export_takes_batches_and_sizes_of_any_length(net):
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=16)}
+    exported = torch.export.export(net, (X,), dynamic_shapes=(sizes,)).module()
+    for x in (X, X[:2], images(3, 3, 24, 32)):
+        close(exported(x), net(x))
+
+
+def test_compile_takes_the_network_as_one_graph(net):
+    assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(X), net(X))
+
+
+def test_onnx_exports_the_network(net, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(net, (X,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    close(torch.from_numpy(logits), net(X).detach())
+
+
+def test_copies_wrappers_and_subclasses_answer_alike(net):
+    class Named(ResNet):
+        pass
+
+    subclass = Named(**net.config).eval()
+    subclass.load_state_dict(net.state_dict())
+    copies = [copy.deepcopy(net), pickle.loads(pickle.dumps(net)), subclass]
+    for other in [*copies, nn.DataParallel(net)]:
+        assert torch.equal(other(X), net(X))
+    for other in copies:
+        with pytest.raises(ValueError, match=r"got torch\.uint8"):
+            other(X.to(torch.uint8))
+
+
+def test_a_layer_that_is_hung_on_does_not_join_the_network():
+    model = get_model("resnet8").eval()
+    before = model(X)
+    model.spare = nn.Linear(1, 1)
+    model.layer9 = nn.ReLU()
+    assert torch.equal(model(X), before)
+
+
+# --- what rebuilds a network ----------------------------------------------------------
+
+
+def test_a_description_rebuilds_the_network(net):
+    random = torch.get_rng_state()
+    about = json.loads(json.dumps(describe(net)))
+    assert torch.equal(torch.get_rng_state(), random)  # no weight was drawn
+    assert about.pop("class") == "ResNet"
+    assert about == {**net.config}
+    twin = ResNet(**about).eval()
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(twin(X), net(X))
+    assert describe(net.train().to(torch.bfloat16)) == {"class": "ResNet", **about}
+
+
+def test_numpys_numbers_can_be_written_down():
+    model = ResNet(np.array([8, 16]), np.array([1, 2]), "C", np.int64(7), np.int64(1))
+    assert json.loads(json.dumps(describe(model))) == {
+        "class": "ResNet",
+        "widths": [8, 16],
+        "depths": [1, 2],
+        "shortcut": "C",
+        "classes": 7,
+        "in_channels": 1,
+    }
+
+
+class OwnBlock(BasicBlock):
+    def forward(self, x):
+        return self.residual(x) + self.shortcut(x)
+
+
+def other_block(model):
+    model.layer1[0] = OwnBlock(16, 16, shortcut="A")
+
+
+def block_of_the_same_name(model):
+    other_block(model)
+    model.layer1[0].__class__ = type("BasicBlock", (OwnBlock,), {})
+
+
+CHANGES = {
+    "activation": lambda model: setattr(model, "relu", nn.ELU()),
+    "pooling": lambda model: setattr(model, "avgpool", nn.AdaptiveMaxPool2d(1)),
+    "eps of a BN": lambda model: setattr(model.layer2[0].bn1, "eps", 1e-3),
+    "momentum of a BN": lambda model: setattr(model.bn1, "momentum", 0.01),
+    "stride of the stem": lambda model: setattr(model.conv1, "stride", (2, 2)),
+    "padding": lambda model: setattr(
+        model, "conv1", nn.Conv2d(3, 16, 3, padding=1, padding_mode="reflect")
+    ),
+    "classes": lambda model: setattr(model, "fc", nn.Linear(64, 100)),
+    "an extra layer": lambda model: setattr(model, "dropout", nn.Dropout()),
+    "a lost layer": lambda model: delattr(model.layer3[0], "bn2"),
+    "a block of one's own": other_block,
+    "a block of the same name": block_of_the_same_name,
+    "stride of a shortcut": lambda model: setattr(
+        model.layer2[0].shortcut, "stride", 1
+    ),
+    "a forward hung on a block": lambda model: setattr(
+        model.layer1[0], "forward", lambda x: x
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_network_that_was_changed_has_no_description(change):
+    model = get_model("resnet8")
+    assert describe(model)
+    CHANGES[change](model)
+    assert describe(model) is None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.DataParallel(get_model("resnet8")),
+        type("ResNet", (ResNet,), {})((8,), (1,)),
+        torchvision.models.resnet18(num_classes=10),
+        nn.Linear(2, 2),
+        torch.compile(get_model("resnet8"), backend="eager"),
+    ],
+    ids=["DataParallel", "subclass", "torchvision", "linear", "compiled"],
+)
+def test_other_networks_have_no_description(model):
+    assert describe(model) is None

@@ -1,43 +1,30 @@
-"""Wrong answers to notebook 06's exercises, each caught with a message of its own."""
+"""Answers to notebook 06's exercises: every wrong one has a message of its own."""
 
+import copy
 import math
 
 import checks
+import numpy as np
 import pytest
+import scipy.special
 import torch
 import torch.nn.functional as F
 
 
-def activation(model, layer, images, detach=True, clone=True, which=2):
-    kept = []
-
-    def hook(*seen):
-        out = seen[which] if which == 2 else seen[which][0]
-        out = out.detach() if detach else out
-        kept.append(out.clone() if clone else out)
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        model(images)
-    finally:
-        handle.remove()
-    return kept[-1]
-
-
-def no_finally(model, layer, images):
+def activation(
+    model, layer, images, keep=lambda out: out.detach().clone(), which=2, end="finally"
+):
     kept = []
     handle = layer.register_forward_hook(
-        lambda m, i, out: kept.append(out.detach().clone())
+        lambda *seen: kept.append(keep(seen[which] if which == 2 else seen[which][0]))
     )
-    model(images)
-    handle.remove()
-    return kept[-1]
-
-
-def hook_stays(model, layer, images):
-    kept = []
-    layer.register_forward_hook(lambda m, i, out: kept.append(out.detach().clone()))
-    model(images)
+    try:
+        model(images)
+        if end == "after":
+            handle.remove()
+    finally:
+        if end == "finally":
+            handle.remove()
     return kept[-1]
 
 
@@ -57,34 +44,45 @@ def children_only(model, layer, images):
 ACTIVATIONS = {
     "inside a block": children_only,
     "not a list": lambda *a: [activation(*a)],
-    "carries a gradient": lambda *a: activation(*a, detach=False),
+    "carries a gradient": lambda *a: activation(*a, keep=lambda out: out),
     "what the model returns": lambda m, la, x: m(x).detach(),
-    "the layer's input": lambda *a: activation(*a, which=1).clone(),
-    "in place": lambda *a: activation(*a, clone=False),
+    "the layer's input": lambda *a: activation(*a, which=1),
+    "in place": lambda *a: activation(*a, keep=lambda out: out.detach()),
     "the shape is (4, 8, 8)": lambda *a: activation(*a)[0],
     "not the layer's outputs": lambda *a: 2 * activation(*a),
-    "still there": hook_stays,
-    "in a `finally`": no_finally,
+    "still there": lambda *a: activation(*a, end="never"),
+    "in a `finally`": lambda *a: activation(*a, end="after"),
     "another mode": other_mode,
 }
 
 
-def path_lengths(blocks, off):
+def path_lengths(blocks, off=0):
     return [math.comb(blocks - off, k) for k in range(blocks - off + 1)]
 
 
+def by_convolution(blocks, off):
+    found = np.array([1.0])
+    for _ in range(blocks - off):
+        found = np.convolve(found, [1.0, 1.0])
+    return found
+
+
+def by_scipy(blocks, off):
+    return scipy.special.comb(blocks - off, np.arange(blocks - off + 1))
+
+
 LENGTHS = {
-    "return a list": lambda n, off: 2 ** (n - off),
-    "that are off: a path cannot": lambda n, off: path_lengths(n, 0),
+    "return a list": [lambda n, off: 2 ** (n - off), lambda n, off: None],
+    "that are off: a path cannot": lambda n, off: path_lengths(n),
     "k starts at 0": lambda n, off: path_lengths(n, off)[1:],
     "that is left is missing": lambda n, off: path_lengths(n, off)[:-1],
     "end there": lambda n, off: path_lengths(n, off) + [0] * off,
-    "you count the paths of": lambda n, off: path_lengths(off, 0),
+    "you count the paths of": lambda n, off: path_lengths(off),
     "offers one way": lambda n, off: [2**off * c for c in path_lengths(n, off)],
     "these are shares": lambda n, off: [
         c / 2 ** (n - off) for c in path_lengths(n, off)
     ],
-    "offers two ways": lambda n, off: [1] * (n - off + 1),
+    "you say [1, 1, 1, 1]. Each of the 3": lambda n, off: [1] * (n - off + 1),
 }
 
 
@@ -98,9 +96,16 @@ def branch_ratio(block, x, f=lambda f, x: f, below=lambda block, x: block.shortc
     return norm(f(block.residual(x), block.shortcut(x))) / norm(around)
 
 
+def in_double(block, x):
+    return branch_ratio(copy.deepcopy(block).double(), x.double())
+
+
 RATIOS = {
-    "not a float": lambda b, x: branch_ratio(b, x).mean().item(),
-    "one number for each image": lambda b, x: b.residual(x).norm() / x.norm(),
+    "not a NoneType": lambda b, x: None,
+    "one number for each image": [
+        lambda b, x: b.residual(x).norm() / x.norm(),
+        lambda b, x: branch_ratio(b, x).mean().item(),
+    ],
     "the shape is (5, 6)": lambda b, x: b.residual(x).norm(dim=(2, 3)),
     "turn it round": lambda b, x: 1 / branch_ratio(b, x),
     "take the root": lambda b, x: branch_ratio(b, x) ** 2,
@@ -112,30 +117,72 @@ RATIOS = {
         b.residual(x).abs().sum((1, 2, 3)) / b.shortcut(x).abs().sum((1, 2, 3))
     ),
     "what the shortcut makes": lambda b, x: branch_ratio(b, x, below=lambda b, x: x),
-    "not right": lambda b, x: 3 * branch_ratio(b, x),
+    "where the block keeps shape, the ratios are not": lambda b, x: (
+        3 * branch_ratio(b, x)
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    ("check", "answer"),
-    [
-        (checks.check_activation, activation),
-        (checks.check_path_lengths, path_lengths),
-        (checks.check_branch_ratio, branch_ratio),
-    ],
-)
-def test_right_answers_pass(says, check, answer):
-    verdict, line = says(check, answer)
-    assert verdict and line.startswith("✓ Right")
+EXERCISES = [
+    (
+        checks.check_activation,
+        ACTIVATIONS,
+        [activation, lambda *a: activation(*a, lambda out: out.detach().double())],
+    ),
+    (
+        checks.check_path_lengths,
+        LENGTHS,
+        [path_lengths, by_convolution, by_scipy, lambda *a: tuple(path_lengths(*a))],
+    ),
+    (
+        checks.check_branch_ratio,
+        RATIOS,
+        [branch_ratio, lambda b, x: list(branch_ratio(b, x)), in_double],
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("check", "table"),
-    [
-        (checks.check_activation, ACTIVATIONS),
-        (checks.check_path_lengths, LENGTHS),
-        (checks.check_branch_ratio, RATIOS),
-    ],
-)
-def test_wrong_answers_are_told_apart(told_apart, check, table):
-    told_apart(check, table)
+@pytest.mark.parametrize(("check", "wrong", "right"), EXERCISES)
+def test_answers_are_told_apart(told_apart, check, wrong, right):
+    told_apart(check, wrong, *right)
+
+
+def recalibrate(model, images, reset=True, momentum=None, mode=True, end=True):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            if reset:
+                module.reset_running_stats()
+            module.momentum = momentum
+    model.train(mode)
+    with torch.no_grad():
+        for batch in images.split(32):
+            model(batch)
+    if end:
+        model.eval()
+
+
+def trained(model, images):
+    recalibrate(model, images)
+    with torch.no_grad():
+        model.fc.weight *= 1.01
+
+
+def half(model, images):
+    recalibrate(model, images)
+    with torch.no_grad():
+        model.layer3[0].bn1.running_var *= 3
+
+
+RECALIBRATED = {
+    "training mode": lambda *a: recalibrate(*a, end=False),
+    "a weight changed": trained,
+    "the old ones": lambda *a: None,
+    "nothing was measured": lambda *a: recalibrate(*a, mode=False),
+    "bn1 holds other": lambda *a: recalibrate(*a, reset=False, momentum=0.3),
+    "layer3.0.bn1": half,
+}
+
+
+def test_recalibrated(says, told_apart):
+    told_apart(checks.check_recalibrated, RECALIBRATED)
+    assert says(checks.check_recalibrated, recalibrate)[0]

@@ -19,7 +19,7 @@ from torch import nn
 
 from resnet_lib import Batches, Normalisation, fit, get_model
 from resnet_lib.datasets import load_digits
-from resnet_lib.distributed import Ranks, joined
+from resnet_lib.distributed import DataParallelTraining, Ranks, process_group
 from resnet_lib.runs import load_weights, read_history
 from resnet_lib.train import parser, recipe_from
 from resnet_lib.training import Training
@@ -57,8 +57,15 @@ def weights(model):
     return torch.cat(values)
 
 
+def training_of(net):
+    ranks = Ranks.here()
+    if ranks.size == 1:
+        return Training(net, DIGITS, RECIPE, "cpu")
+    return DataParallelTraining(net, DIGITS, RECIPE, ranks, "cpu")
+
+
 def first_gradient(net):
-    state = Training(net, DIGITS, RECIPE, "cpu", compile=False)
+    state = training_of(net)
     state.step()
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
@@ -93,12 +100,12 @@ def complaint(error, *arguments, **options):
 
 
 def job(folder):
-    with joined("cpu") as ranks:
+    with process_group("cpu") as ranks:
         second = ranks.rank == 1
         seen = {"ranks": (ranks.rank, ranks.size)}
         train_images, _ = DIGITS.split(RECIPE.validation)
         norm = Normalisation.of(train_images.images)
-        share = ranks.equal_share(32)
+        share = ranks.batch_shard(32)
         seen["batch"] = next(Batches(train_images, 32, norm, share=share))
         # Other weights on each rank: rank 0's have to win.
         seen["gradient"] = first_gradient(net_without_bn(seed=ranks.rank))
@@ -128,7 +135,7 @@ def job(folder):
         seen["unwritable"] = complaint(OSError, net, folder / "file" / "run")
         seen["odd"] = complaint(ValueError, net, change={"batch_size": 33})
         # The ranks still understand each other.
-        seen["sum"] = ranks.total(torch.tensor(ranks.rank + 1.0))
+        seen["sum"] = ranks.all_reduce(torch.tensor(ranks.rank + 1.0))
         torch.save(seen, folder / f"rank-{ranks.rank}.pt")
         del net
 
@@ -174,26 +181,25 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize(("count", "size"), [(128, 2), (7, 3), (1, 4), (10, 1)])
 def test_shares_are_contiguous_and_whole(count, size):
     things = list(range(count))
-    shares = [things[Ranks(rank, size).share(count)] for rank in range(size)]
+    shares = [things[Ranks(rank, size).shard(count)] for rank in range(size)]
     assert [thing for share in shares for thing in share] == things
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_batch_that_does_not_divide_says_the_remedy():
-    assert Ranks(1, 2).equal_share(128) == slice(64, 128)
+    assert Ranks(1, 2).batch_shard(128) == slice(64, 128)
     with pytest.raises(ValueError, match=r"128 does not divide into 3.* 126 or 129"):
-        Ranks(0, 3).equal_share(128)
+        Ranks(0, 3).batch_shard(128)
+    with pytest.raises(ValueError, match="a batch size of 4, or start another number"):
+        Ranks(0, 4).batch_shard(2)
 
 
 def test_one_process_is_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with joined() as ranks:
+    with process_group() as ranks:
         assert ranks == Ranks.here() == Ranks(0, 1) and ranks.first
-        net = nn.Linear(2, 2)
-        assert ranks.wrap(net, torch.zeros(2, 2)) is net
-        assert ranks.any(True, False) == [True, False]
-        loss = torch.tensor(0.1)
-        assert ranks.total(loss)[0] is loss
+        assert ranks.any_rank(True, False) == [True, False]
+        assert ranks.on_rank_zero(lambda: 3) == 3
     assert not torch.distributed.is_initialized()
 
 
@@ -326,8 +332,9 @@ def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path):
 def test_run_of_one_process_is_not_gone_on_with_by_two(tmp_path, monkeypatch):
     train(small_net(), tmp_path, max_minutes=1e-9)
     monkeypatch.setattr(Ranks, "here", lambda: Ranks(0, 2))
-    monkeypatch.setattr(Ranks, "lead", lambda ranks, action: action())
+    monkeypatch.setattr(Ranks, "on_rank_zero", lambda ranks, action: action())
     monkeypatch.setattr(Ranks, "wrap", lambda ranks, model, images: model)
+    monkeypatch.setattr(DataParallelTraining, "evaluate", Training.evaluate)
     with pytest.raises(ValueError, match=r"begun with 1 process, not 2.*Go on with 1"):
         train(small_net(), tmp_path)
 

@@ -1,5 +1,6 @@
 """The ways in: one address, one list of packages, a set-up cell that opens Colab."""
 
+import ast
 import json
 import os
 import re
@@ -33,6 +34,60 @@ def test_conda_and_pip_ask_for_the_same_packages():
     assert python in SpecifierSet(PYPROJECT["requires-python"])
     needs = PYPROJECT["dependencies"]
     assert found == dict(re.match(r"([\w-]+)(.+)", x).groups() for x in needs)
+
+
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+# ipywidgets and JupyterLab bring IPython. Only Jupyter starts JupyterLab and nbval.
+BROUGHT = {"IPython"}
+STARTED = {"jupyterlab", "nbval"}
+OURS = {"resnet_lib", "workshop", "checks"}
+
+
+def declared(requirements):
+    names = [re.match(r"[\w-]+", line)[0] for line in requirements]
+    return {IMPORTED_AS.get(name, name) for name in names}
+
+
+def imported(source):
+    """The packages, not of Python itself, that a text of Python imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - OURS
+
+
+def test_what_is_imported_is_declared():
+    """Directly, whatever else might bring it along; and nothing is declared in vain."""
+    files = {folder: (ROOT / folder).rglob("*.py") for folder in sorted(OURS)}
+    files["checks"] = (ROOT / "notebooks" / "checks").rglob("*.py")
+    found = {
+        folder: set().union(*(imported(path.read_text("utf-8")) for path in paths))
+        for folder, paths in files.items()
+    }
+    cells = [
+        cell.source
+        for path in NOTEBOOKS
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code" and not cell.source.startswith("%")
+    ]
+    for cell in cells:
+        found["checks"] |= imported(re.sub(r"(?m)^\s*[!%].*$", "pass", cell))
+    users = found["resnet_lib"] | found["checks"]
+    needs = declared(PYPROJECT["dependencies"])
+    assert users - BROUGHT == needs - STARTED
+    extras = map(declared, PYPROJECT["optional-dependencies"].values())
+    assert found["workshop"] <= needs.union(*extras)
+
+
+def test_every_package_of_the_library_is_installed():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = table["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (ROOT / "resnet_lib").rglob("*.py")}
+    names = {".".join(path.relative_to(ROOT).parts) for path in folders}
+    assert set(listed) == names
 
 
 # --- the address ----------------------------------------------------------------------

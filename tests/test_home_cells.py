@@ -137,13 +137,6 @@ def test_every_idea_has_one_home():
         assert names <= set(homes.get(stem, [])), f"{stem} misses a home cell"
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_cell_after_a_home_shows_the_reader_that_both_agree(notebook):
-    found = cells(notebook)
-    for (_, homes), (after, _) in zip(found, [*found[1:], ("", [])], strict=True):
-        assert not homes or "assert" in after, f"nothing compares {homes}"
-
-
 # --- planted differences --------------------------------------------------------------
 
 SOURCE = (ROOT / "resnet_lib" / "basic_block.py").read_text(encoding="utf-8")
@@ -235,7 +228,7 @@ def test_functions_are_compared_like_classes():
     [
         (BLOCK.replace("BasicBlock", "Blok"), ["Blok"], "no public class"),
         (BLOCK, ["_branch"], "no public class"),
-        ("resnet18 = 1", ["resnet18"], "no public class"),
+        ("plain9 = 1", ["plain9"], "no public class"),
         (BLOCK.replace("BasicBlock", "Other"), ["BasicBlock"], "does not define"),
         (
             BLOCK + "\n\nBasicBlock.expansion = 1",
@@ -257,7 +250,7 @@ def test_functions_are_compared_like_classes():
         ("for ResNet in range(3):\n    pass", [], "ResNet is redefined"),
         ("with open('x') as fit:\n    pass", [], "fit is redefined"),
         ("print(fit := 3)", [], "fit is redefined"),
-        ("resnet18 = 1", [], "resnet18 is redefined"),
+        ("get_model = 1", [], "get_model is redefined"),
         ("from timm.models.resnet import BasicBlock", [], "BasicBlock is redefined"),
         ("from resnet_lib import PlainBlock as BasicBlock", [], "BasicBlock is"),
         ("import torch as fit", [], "fit is redefined"),

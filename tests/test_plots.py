@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from resnet_lib import plots
+from resnet_lib import get_model, plots
 from workshop.execute import STATE, numbered, shrink
 
 ALT = 'A line that "rises" from 1 to 2.'
@@ -83,3 +83,31 @@ def test_a_saved_widget_keeps_its_picture_in_fewer_bytes(shown):
     small = kept.split("base64,")[1].split('"')[0]
     sizes = [Image.open(io.BytesIO(base64.b64decode(p))).size for p in (png, small)]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arcs", "dashed"), [("resnet18", 8, 3), ("plain20", 0, 0)]
+)
+def test_the_map_has_a_shortcut_for_every_addition(name, arcs, dashed):
+    ax = plots.network_map(get_model(name))
+    lines = [patch for patch in ax.patches if patch.get_linewidth() == 1.4]
+    assert len(lines) == [text.get_text() for text in ax.texts].count("+") == arcs
+    assert sum(line.get_linestyle() != "-" for line in lines) == dashed
+    stage = get_model(name).layer2[0].conv2.out_channels
+    assert f"layer2\n{stage}, 16, 16" in [text.get_text() for text in ax.texts]
+    plt.close("all")
+
+
+def test_a_flow_draws_every_step_and_its_shortcut():
+    figure, ax = plt.subplots()
+    steps = ["x", "3×3 conv\n16 → 32", "+", "y"]
+    centres = plots.flow(ax, steps, ["16×8×8"], skip=(0, 2), skip_label="A", lit=1)
+    assert len(centres) == 4 and centres == sorted(centres)
+    words = [text.get_text() for text in ax.texts]
+    assert all(word in words for word in (*steps, "16×8×8", "A"))
+    (path,) = ax.lines
+    assert centres[0] < path.get_xdata()[0] < centres[1]
+    assert path.get_xdata()[-1] == centres[2]
+    faces = [patch.get_facecolor()[:3] == (1, 1, 1) for patch in ax.patches[:4]]
+    assert faces == [True, False, True, True]
+    plt.close(figure)

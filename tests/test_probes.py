@@ -393,3 +393,77 @@ def test_folded_network_answers_alike(name):
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-3, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+
+
+# --- other devices, channels and names ------------------------------------------------
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@CUDA
+def test_a_model_on_a_gpu_is_measured_on_images_that_are_not():
+    here, there = shaken("resnet14"), shaken("resnet14").cuda()
+    logits, labels = here(X), torch.arange(6)
+    for name, value in activations(here, X, ["bn1", "fc"]).items():
+        other = activations(there, X, ["bn1", "fc"])[name]
+        assert other.device.type == "cpu"
+        torch.testing.assert_close(other, value, rtol=1e-2, atol=1e-2)
+    for one, other in [
+        (layer_responses(here, X), layer_responses(there, X)),
+        (branch_ratios(here, X), branch_ratios(there, X)),
+    ]:
+        assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-2)
+    assert all(part.f.device.type == "cpu" for part in block_parts(there, X).values())
+    assert layer_table(there).equals(layer_table(here))
+    net = LesionedNet(there, X)
+    weak = {"layer2.1": 0.5}
+    assert net.intact.device.type == net(weak).device.type == "cpu"
+    torch.testing.assert_close(net.intact, logits, rtol=1e-2, atol=1e-2)
+    confident_mistakes(logits.cuda(), labels)
+    norms = gradient_norms(there, there(X.cuda()).sum())
+    assert len(norms) == 14
+    assert activations(there, X.cuda(), "fc")["fc"].is_cuda
+
+
+class Elsewhere(nn.Module):
+    """A layer that says where its input was; its weight is on `meta`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2, device="meta")
+        self.devices = []
+
+    def forward(self, x):
+        self.devices.append(x.device.type)
+        return self.layer(x)
+
+
+def test_images_are_brought_to_the_model_and_results_back():
+    model = Elsewhere()
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+        activations(model, torch.rand(1, 2), ["layer"])  # it came to the way back
+    assert model.devices == ["meta"]
+    assert activations(model, torch.rand(1, 2, device="meta"), "layer")["layer"].is_meta
+    bare = nn.Sequential(nn.ReLU())  # without weights, the images stay where they are
+    assert torch.equal(activations(bare, X, "0")["0"], X.relu())
+    assert layer_table(bare).empty
+
+
+def test_a_network_of_one_channel_is_measured():
+    model = get_model("resnet14", in_channels=1).eval()
+    rows = layer_table(model).set_index("name")["multiply-adds"]
+    assert rows["conv1"] == 9 * 16 * 32 * 32
+    grey = X[:, :1]
+    assert list(block_parts(model, grey)) == block_names(model)
+    torch.testing.assert_close(
+        LesionedNet(model, grey).intact, model(grey).detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_one_block_need_not_be_in_a_list():
+    model = shaken("resnet14")
+    assert list(block_parts(model, X, "layer2.1")) == ["layer2.1"]
+    alone = ("layer1.0",)
+    told = r"^layer1\.0 cannot be exchanged: choose two"
+    with pytest.raises(ValueError, match=told), lesion(model, swap=alone):
+        pass

@@ -1,13 +1,13 @@
 """A plan of runs survives kills, repeats nothing, and says where it stands."""
 
+import errno
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,11 @@ from filelock import FileLock
 from resnet_lib import PAPER, Recipe, fit, get_model
 from resnet_lib.datasets import load_digits
 from resnet_lib.paths import data_home
-from resnet_lib.runs import load_run, load_weights, recorded_runs
+from resnet_lib.runs import Run, load_run, load_weights, recorded_runs
 from resnet_lib.train import parser, recipe_from
-from workshop.reproduce import (
-    Places,
-    main,
-    publish,
-    read_plan,
-    reproduce,
-    status_of,
-)
+from workshop import reproduce as module
+from workshop.plans import read_plan
+from workshop.reproduce import Places, main, publish, reproduce, status_of
 
 PLANS = sorted((data_home() / "plans").glob("*.toml"))
 TINY = """
@@ -49,16 +44,34 @@ def one_thread(monkeypatch):
 
 
 @pytest.fixture
-def tiny(tmp_path):
-    """A plan of two short runs, and where they go."""
-    path = tmp_path / "plan.toml"
-    path.write_text(TINY)
-    return path, Places(tmp_path / "work", tmp_path / "data" / "runs")
+def planned(tmp_path):
+    """Write a plan; returns its path and its runs."""
+
+    def write(text=TINY, encoding="utf-8"):
+        path = tmp_path / "plan.toml"
+        path.write_text(text, encoding=encoding)
+        return path, read_plan(path)
+
+    return write
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(tmp_path / "work", tmp_path / "data" / "runs")
 
 
 def arguments(path, places, *more):
     where = ["--work", str(places.work), "--records", str(places.records)]
     return [str(path), *where, *more]
+
+
+def train(run, folder, **changes):
+    """Carry out a run here; returns its network."""
+    torch.manual_seed(run.recipe.seed)
+    net = get_model(run.model, run.shortcut)
+    recipe = replace(run.recipe, **changes)
+    fit(net, load_digits(), recipe, folder, progress=False)
+    return net
 
 
 def start(path, places, *more):
@@ -86,111 +99,197 @@ def wait_for_lines(count, history, process):
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_a_plan_reaches_the_command_line_whole(path):
     plan = read_plan(path)
-    assert len(plan) == len(tomllib.loads(path.read_text())["runs"]) > 0
+    assert len(plan) == len(tomllib.loads(path.read_text("utf-8"))["runs"]) > 0
     for run in plan:
         options = parser().parse_args(run.command(Path("folder"))[3:])
         assert recipe_from(options) == run.recipe
         assert (options.model, options.shortcut) == (run.model, run.shortcut)
-        assert options.snapshots == run.snapshots
+        assert (options.data, options.snapshots) == (run.data, run.snapshots)
 
 
-def test_recorded_runs_are_those_of_the_plans():
-    planned = {run.name: run for path in PLANS for run in read_plan(path)}
+def test_records_are_those_of_the_plans():
+    plans = {run.name: run for path in PLANS for run in read_plan(path)}
     for name, run in recorded_runs().items():
         if run.about["data"] == "cifar10":
-            assert planned[name].is_same_run(run)
+            assert plans[name].is_same_run(run), name
+            kept = (run.folder / "weights.pt").exists()
+            assert not kept or plans[name].weights, name
 
 
-def test_milestones_move_with_the_iterations(tmp_path):
-    path = tmp_path / "plan.toml"
-    path.write_text('runs = [{model = "plain20", iterations = 16_000, lr = 0.05}]')
-    (run,) = read_plan(path)
-    assert run.name == "plain20-paper-16k"
+def test_milestones_move_with_the_iterations(planned):
+    text = 'runs = [{model = "plain20", iterations = 16_000, lr = 0.05}]'
+    _, (run,) = planned(text)
+    assert run.name == "plain20-paper-16k-lr0.05"
     assert run.recipe.milestones == (8_000, 12_000)
     assert run.recipe.lr == 0.05 and run.recipe.momentum == PAPER.momentum
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("runs = [", "cannot be read"),
-        ('runs = [{model = "resnet19"}]', "6n+2"),
-        ('runs = [{model = "resnet20", recipe = "best"}]', "unknown recipe 'best'"),
-        ('runs = [{model = "resnet20", speed = 3}]', "speed"),
-        ('runs = [{model = "resnet20", lr = -1}]', "number above 0"),
-        ('runs = [{model = "resnet20"}, {model = "resnet20"}]', "has its name"),
+def test_what_differs_shows_in_the_name(planned):
+    names = {
+        "": "resnet20-paper-64k",
+        ", seed = 1": "resnet20-paper-64k-seed1",
+        ', shortcut = "B"': "resnet20-B-paper-64k",
+        ', data = "digits", validation = 0': "resnet20-paper-64k-digits",
+        ", warmup_lr = 0.01": "resnet20-paper-64k-warmup",
+        ", lr = 0.3, milestones = []": "resnet20-paper-64k-lr0.3-constant",
+        ', precision = "bf16", seed = 1': "resnet20-paper-64k-bf16-seed1",
+    }
+    runs = ", ".join(f'{{model = "resnet20"{entry}}}' for entry in names)
+    _, plan = planned(f"runs = [{runs}]")
+    assert [run.name for run in plan] == list(names.values())
+
+
+RUN = 'model = "resnet20"'
+# A plan that cannot be carried out, words of the error, and the remedy it names.
+FAULTS = [
+    # Tables.
+    (f"[runs]\n{RUN}", "[runs] is one table", f"[[runs]]\n{RUN}"),
+    ("runs = 3", "runs = 3: list them", 'runs = [{ model = "resnet20" }]'),
+    ("runs = []", "runs = []: list them", 'runs = [{ model = "resnet20" }]'),
+    ("", "runs = []: list them", 'runs = [{ model = "resnet20" }]'),
+    (
+        'runs = ["resnet20"]',
+        'run "resnet20": give a table, as in { model = "resnet20" }',
+        'runs = [{ model = "resnet20" }]',
+    ),
+    (
+        f'defaults = "x"\nruns = [{{{RUN}}}]',
+        'defaults = "x": give a table, as in defaults = { model = "resnet20" }',
+        f'defaults = {{ model = "resnet20" }}\nruns = [{{{RUN}}}]',
+    ),
+    # Names.
+    (f"[[run]]\n{RUN}", "no key 'run'. Write runs", f"[[runs]]\n{RUN}"),
+    (
+        f"[default]\nseed = 1\n[[runs]]\n{RUN}",
+        "no key 'default'. Write defaults",
+        f"[defaults]\nseed = 1\n[[runs]]\n{RUN}",
+    ),
+    (
+        f"defaults = {{ iteration = 9 }}\nruns = [{{{RUN}}}]",
+        "defaults: there is no key 'iteration'. Write iterations",
+        f"defaults = {{ iterations = 9 }}\nruns = [{{{RUN}}}]",
+    ),
+]
+# The same for one run, as `key = value`.
+FAULTS += [
+    (f"runs = [{{{RUN}, seed = 7}}, {{{before}}}]", f"run 2, {words}", after)
+    for before, words, after in [
+        (f"{RUN}, sed = 3", "no key 'sed'. Write seed", f"{RUN}, seed = 3"),
+        (f"{RUN}, turbo = 3", "no key 'turbo'. Choose from", RUN),
+        ('recipe = "paper"', 'as in model = "resnet20"', RUN),
+        ("model = 20", 'text in quotes, as in model = "resnet20"', RUN),
+        ('model = "resnet19"', "Try 14 or 20", RUN),
+        (f'{RUN}, shortcut = "D"', "shortcut", f'{RUN}, shortcut = "A"'),
+        (f'{RUN}, recipe = "best"', 'Choose from "paper", "quick"', RUN),
+        (f'{RUN}, seed = "3"', "as in seed = 3.", f"{RUN}, seed = 3"),
+        (f"{RUN}, seed = true", "as in seed = 0.", f"{RUN}, seed = 0"),
         (
-            'runs = [{model = "resnet20"}, {model = "resnet20", lr = 1}]',
-            "has its name",
+            f'{RUN}, nesterov = "false"',
+            "true or false, without quotes, as in nesterov = false.",
+            f"{RUN}, nesterov = false",
         ),
-        ('runs = [{recipe = "paper"}]', "model"),
-    ],
-)
-def test_a_plan_that_cannot_be_carried_out(tmp_path, text, words):
-    path = tmp_path / "plan.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        read_plan(path)
-    assert "plan.toml" in str(caught.value)
-
-
-def test_what_differs_shows_in_the_name(tmp_path):
-    path = tmp_path / "plan.toml"
-    entries = ("", ", seed = 1", ', shortcut = "B"', ', data = "digits"')
-    entries += (", warmup_lr = 0.01", ', precision = "bf16", seed = 1')
-    runs = ", ".join(f'{{model = "resnet20"{entry}}}' for entry in entries)
-    path.write_text(f"runs = [{runs}]")
-    assert [run.name for run in read_plan(path)] == [
-        "resnet20-paper-64k",
-        "resnet20-paper-64k-seed1",
-        "resnet20-B-paper-64k",
-        "resnet20-paper-64k-digits",
-        "resnet20-paper-64k-warmup",
-        "resnet20-paper-64k-bf16-seed1",
+        (f'{RUN}, snapshots = "no"', "as in snapshots = true.", f"{RUN}, weights=true"),
+        (
+            f"{RUN}, iterations = 20.0",
+            "a whole number, as in iterations = 20.",
+            f"{RUN}, iterations = 20",
+        ),
+        (f'{RUN}, lr = "0.3"', "as in lr = 0.3.", f"{RUN}, lr = 0.3"),
+        (f"{RUN}, lr = -1", "number above 0", f"{RUN}, lr = 1"),
+        (f"{RUN}, lr = inf", "finite number", f"{RUN}, lr = 1"),
+        (
+            f"{RUN}, milestones = 30",
+            "as in milestones = [32000, 48000].",
+            f"{RUN}, milestones = [32000, 48000]",
+        ),
+        (
+            f"{RUN}, iterations = 20, milestones = [30]",
+            "Leave them out, and they move along",
+            f"{RUN}, iterations = 20",
+        ),
+        (f'{RUN}, data = "mnist"', "Choose from cifar10, cifar100", RUN),
+        (
+            f'{RUN}, data = "digits"',
+            "as in validation = 143.",
+            f'{RUN}, data = "digits", validation = 143',
+        ),
+        (f"{RUN}, seed = 7", "has its name, resnet20-paper-64k-seed7", RUN),
+        (f"{RUN}, seed = 7, momentum = 0.8", "Leave this one out", RUN),
     ]
+]
+FAULTS = [
+    (text, words, cure if "runs" in cure else f"runs = [{{{RUN}, seed=7}}, {{{cure}}}]")
+    for text, words, cure in FAULTS
+]
+
+
+@pytest.mark.parametrize(("text", "words", "remedy"), FAULTS)
+def test_a_plan_that_cannot_be_carried_out(planned, text, words, remedy):
+    with pytest.raises(ValueError) as caught:
+        planned(text)
+    said = str(caught.value)
+    assert "plan.toml: " in said and said.endswith(".") and "\n" not in said
+    assert all(word in said for word in words.split(", ", 1)), said
+    assert len(planned(remedy)[1]) >= 1
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le"])
+def test_a_plan_in_another_encoding(planned, encoding):
+    text = f"# Größe\nruns = [{{{RUN}}}]"
+    with pytest.raises(ValueError, match=r"plan.toml: .* Save it in UTF-8\."):
+        planned(text, encoding)
+    assert planned(text, "utf-8") and planned(text, "utf-8-sig")  # as Notepad does
+
+
+def test_a_plan_that_is_not_there_or_not_toml(planned, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"plan.toml: .*not TOML: .*line 1"):
+        planned(f"runs = [{{{RUN}, nesterov = False}}]")
+    planned(f"runs = [{{{RUN}, nesterov = false}}]")
+    assert main([str(tmp_path / "nowhere.toml"), "--status"]) == 1
+    assert "nowhere.toml: the plan cannot be read (No such" in capsys.readouterr().err
 
 
 # --- carrying it out ------------------------------------------------------------------
 
 
-def test_a_killed_plan_goes_on_with_the_same_results(tiny, one_thread, capsys):
-    path, places = tiny
-    first, second = read_plan(path)
+def test_a_killed_plan_goes_on_with_the_same_results(
+    planned, places, one_thread, capsys
+):
+    path, (first, second) = planned()
     options = ("--checkpoint-seconds", "0")
     process = start(path, places)
-    history = places.work / first.name / "history.csv"
-    wait_for_lines(4, history, process)
+    folder = places.work / first.name
+    wait_for_lines(4, folder / "history.csv", process)
     process.kill()  # the training process is orphaned, and holds the folder …
     process.wait()
     assert main(arguments(path, places, "--status")) == 0
     text = capsys.readouterr().out
     assert f"partial  {first.name}" in text and "0 done, 1 partial, 1 missing" in text
+    errors = reproduce([first, second], places, jobs=2, options=options)
     # … until it has finished; nobody trains in it a second time meanwhile.
-    assert reproduce([first, second], places, jobs=2, options=options) == []
-    assert [status_of(run, places) for run in (first, second)] == ["done", "done"]
+    assert all("Another process is training" in error for error in errors)
+    deadline = time.monotonic() + 120
+    while not Run(folder).finished:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    assert reproduce([first, second], places, options=options) == []
     for run in (first, second):
-        torch.manual_seed(run.recipe.seed)
-        alone = get_model(run.model)
-        fit(alone, load_digits(), run.recipe, progress=False)
-        recorded = load_weights(places.records / run.name / "weights.pt")
+        assert status_of(run, places) == "done"
+        alone = train(run, None)
+        kept = load_weights(places.work / run.name / "weights.pt")
         for name, value in alone.state_dict().items():
-            assert torch.equal(recorded[name], value), name
-        assert run.is_same_run(recorded_runs(places.records)[run.name])
-    left = {file.name for file in (places.records / first.name).iterdir()}
-    assert left == {"recipe.json", "environment.json", "history.csv", "weights.pt"}
+            assert torch.equal(kept[name], value), name
+        record = recorded_runs(places.records)[run.name]
+        assert run.is_same_run(record)
+        left = {file.name for file in record.folder.iterdir()}
+        assert left == {"recipe.json", "environment.json", "history.csv"}
 
 
-def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path):
-    path = tmp_path / "plan.toml"
-    path.write_text(
-        'runs = [{model = "resnet8", data = "digits", batch_size = 16, '
-        'validation = 100, iterations = 100_000, log_every = 2, precision = "fp32"}]'
-    )
-    places = Places(tmp_path / "work", tmp_path / "data" / "runs")
-    (run,) = read_plan(path)
-    process = start(path, places)
-    history = places.work / run.name / "history.csv"
-    wait_for_lines(3, history, process)
+def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(planned, places):
+    path, (run, _) = planned(TINY.replace("iterations = 30", "iterations = 100_000"))
+    process = start(path, places, "--only", run.name)
+    wait_for_lines(3, places.work / run.name / "history.csv", process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "0 done, 1 partial, 0 missing" in text
@@ -200,86 +299,114 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path):
     assert status_of(run, places) == "partial"
 
 
-def test_a_time_limit_binds_a_process_that_was_left_over(tiny):
-    path, places = tiny
-    run = read_plan(path)[1]
-    lock = FileLock(places.work / run.name / ".lock", thread_local=False)
-    lock.acquire()  # as such a process holds it
-    given_up = threading.Timer(20, lock.release)
-    given_up.start()
-    assert reproduce([run], places, max_minutes=0.01) == []
-    given_up.cancel()
-    assert lock.is_locked and status_of(run, places) == "partial"
-    lock.release()
-
-
-def test_a_number_of_jobs_that_cannot_be(tiny, capsys):
-    path, places = tiny
-    assert main(arguments(path, places, "--jobs", "0")) == 1
-    assert "give 1 or more" in capsys.readouterr().err
-
-
-def test_large_weights_are_recorded_in_half_precision(tiny, monkeypatch):
-    path, places = tiny
-    run = read_plan(path)[1]
-    folder, target = places.work / run.name, places.records / run.name
-    net = get_model(run.model)
-    fit(net, load_digits(), run.recipe, folder, progress=False)
-    monkeypatch.setattr("workshop.reproduce.MOST_BYTES", 1_000)
-    publish(folder, target)
-    assert load_weights(target / "weights.pt")["fc.weight"].dtype == torch.half
+def test_weights_are_recorded_in_half_precision_where_the_plan_asks(planned, places):
+    kept = TINY.replace("seed = 3", "seed = 3, weights = true")
+    _, (_, run) = planned(kept)
+    assert run.weights and not planned()[1][1].weights
+    net = train(run, places.work / run.name)
+    publish(run, places.work / run.name, places.records / run.name)
+    weights = load_weights(places.records / run.name / "weights.pt")
+    assert weights["fc.weight"].dtype == torch.half
     again = load_run(run.name, places.records).model()
     torch.testing.assert_close(again.fc.weight, net.fc.weight, atol=1e-3, rtol=1e-3)
 
 
-def test_finished_runs_are_never_repeated(tiny, monkeypatch):
-    path, places = tiny
-    run = read_plan(path)[1]
-    torch.manual_seed(run.recipe.seed)
-    target = places.records / run.name
-    fit(get_model(run.model), load_digits(), run.recipe, target, progress=False)
+def test_snapshots_bring_their_weights_along(planned, places):
+    _, (_, run) = planned(TINY.replace("seed = 3", "seed = 3, snapshots = true"))
+    assert reproduce([run], places) == []
+    record = load_run(run.name, places.records)
+    assert record.snapshots == [0, 1, 5, 8, 10]
+    assert record.model(5).fc.weight.shape == record.model().fc.weight.shape
+
+
+def test_finished_runs_are_never_repeated(planned, places, monkeypatch):
+    _, (_, run) = planned()
+    train(run, places.records / run.name)
     monkeypatch.setattr(subprocess, "Popen", None)
     assert reproduce([run], places) == []
 
 
-def test_a_record_of_another_run_under_the_same_name_is_refused(tiny, capsys):
-    path, places = tiny
-    run = read_plan(path)[1]
-    other = Recipe(**{**vars(run.recipe), "lr": 0.2})
-    target = places.records / run.name
-    fit(get_model("plain8"), load_digits(), other, target, progress=False)
+@pytest.mark.parametrize("where", ["work", "records"])
+def test_another_run_under_the_same_name_is_refused(planned, places, where, capsys):
+    path, (_, run) = planned()
+    folder = getattr(places, where) / run.name
+    train(run, folder, lr=0.2)
+    for more in ([], ["--status"]):  # before any work begins
+        assert main(arguments(path, places, *more)) == 1
+        said = capsys.readouterr().err
+        assert f"{folder} holds another run" in said and "Rename the folder" in said
+    folder.rename(folder.with_name("renamed"))
+    assert main(arguments(path, places, "--status")) == 0
+
+
+def test_half_a_run_among_the_records_goes_on_elsewhere(planned, places, capsys):
+    path, (_, run) = planned()
+    folder = places.records / run.name
+    train(run, folder)
+    history = folder / "history.csv"
+    history.write_text("".join(history.read_text().splitlines(True)[:-1]))
+    (folder / "weights.pt").unlink()
     assert main(arguments(path, places, "--status")) == 1
-    assert "holds another run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"not finished. Move it to {places.work}, and it goes on" in said
+    places.work.mkdir()
+    folder.rename(places.work / run.name)
+    assert reproduce([run], places) == [] and status_of(run, places) == "done"
 
 
-def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, capfd):
-    path = tmp_path / "plan.toml"
-    runs = TINY.replace("iterations = 30", "iterations = 30, lr = 1e30")
-    path.write_text(runs)
-    places = Places(tmp_path / "work", tmp_path / "data" / "runs")
+def test_a_failing_run_is_named_and_the_others_go_on(planned, places, capfd):
+    path, _ = planned(TINY.replace("iterations = 30", "iterations = 30, lr = 1e30"))
     assert main(arguments(path, places)) == 1
     written = capfd.readouterr()
-    assert "resnet8-paper-30-digits-fp32: " in written.err
+    assert "resnet8-paper-30-digits-lr1e+30-fp32: " in written.err
     assert "The loss is nan" in written.err
     assert "1 done, 1 partial, 0 missing" in written.out
 
 
-def test_a_run_that_cannot_be_recorded_is_named_and_the_others_go_on(tiny, monkeypatch):
-    path, places = tiny
-    first, second = read_plan(path)
+def test_a_run_that_cannot_be_recorded_is_named_and_the_others_go_on(
+    planned, places, monkeypatch
+):
+    _, (first, second) = planned()
 
-    def full_disk(folder, target):
-        if target.name == second.name:
+    def full_disk(run, folder, target):
+        if run is second:
             raise OSError(28, "No space left on device")
-        publish(folder, target)
+        publish(run, folder, target)
 
-    monkeypatch.setattr("workshop.reproduce.publish", full_disk)
+    monkeypatch.setattr(module, "publish", full_disk)
     (error,) = reproduce([second, first], places)
     assert second.name in error and "not recorded" in error and "No space" in error
     assert [status_of(run, places) for run in (first, second)] == ["done", "partial"]
     monkeypatch.undo()  # with room again, it is recorded and not repeated
     assert reproduce([second], places) == []
     assert status_of(second, places) == "done"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_drive_without_locks_is_named_and_the_runs_go_on(
+    planned, places, monkeypatch, capsys, number
+):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    path, (_, run) = planned()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert main(arguments(path, places, "--only", run.name)) == 0
+    said = capsys.readouterr().err
+    assert f"{places.work} lies on a drive without file locks: see to it" in said
+
+
+def test_a_folder_that_cannot_be_written(planned, places, tmp_path, capsys):
+    path, _ = planned()
+    places.work.write_text("a file where the folder should be")
+    assert main(arguments(path, places)) == 1
+    said = capsys.readouterr().err
+    assert f"{places.work} cannot be written" in said
+    assert said.endswith("Choose another place with --work.\n")
+    other = Places(tmp_path / "other", places.records)
+    assert main(arguments(path, other, "--max-minutes", "0")) == 0
 
 
 def test_one_process_to_a_run_folder(tmp_path):
@@ -293,9 +420,14 @@ def test_one_process_to_a_run_folder(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-def test_unknown_name_and_unknown_plan(tiny, capsys):
-    path, places = tiny
-    assert main(arguments(path, places, "--only", "resnet9")) == 1
-    assert "has no run 'resnet9'" in capsys.readouterr().err
-    assert main(["nowhere.toml", "--status"]) == 1
-    assert "cannot be read" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--only", "resnet9"], "has no run resnet9: resnet8-paper-30-digits-fp32, "),
+        (["--jobs", "0"], "give 1 or more"),
+    ],
+)
+def test_options_that_cannot_be(planned, places, capsys, options, words):
+    path, _ = planned()
+    assert main(arguments(path, places, *options)) == 1
+    assert words in capsys.readouterr().err

@@ -6,11 +6,13 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from resnet_lib import (
@@ -23,12 +25,12 @@ from resnet_lib import (
     learning_rate_at,
     train_step,
 )
-from resnet_lib.checkpoints import RunFolder, to_bytes
+from resnet_lib.checkpoints import RunFolder, _to_bytes
 from resnet_lib.data import Normalisation, shrunk
 from resnet_lib.datasets import load_digits
 from resnet_lib.device import device_profile
 from resnet_lib.fit import expected_minutes
-from resnet_lib.runs import Run, read_history, recorded_runs
+from resnet_lib.runs import Run, load_run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
 from resnet_lib.training import Training
 
@@ -78,7 +80,7 @@ def test_triangular_schedule():
     for milestones in [(), (20, 50), (0,), (100,)]:
         with pytest.raises(ValueError, match="has one, its peak, between 0 and 100"):
             dataclasses.replace(recipe, milestones=milestones)
-    with pytest.raises(ValueError, match="choose 'steps' or 'triangular'"):
+    with pytest.raises(ValueError, match="choose from 'steps', 'triangular'"):
         Recipe(schedule="cosine")
 
 
@@ -95,7 +97,7 @@ def test_small_images_first():
     assert [height for height, _ in sizes] == [16, 24, 24, 32, 32]
     assert recipe.scaled(10).small_until == (2, 6)
     for until in [(1, 6), (3, 1)]:
-        with pytest.raises(ValueError, match="up to 5 in rising order"):
+        with pytest.raises(ValueError, match=r"between 0 and the end, 5|rising order"):
             dataclasses.replace(recipe, small_until=until)
     for size in [(16,), (16, 0)]:
         with pytest.raises(ValueError, match="for each of small_until"):
@@ -298,13 +300,13 @@ def test_a_run_that_another_process_just_ended_is_not_repeated(
     alone, tmp_path, monkeypatch
 ):
     folder, net = alone
-    hold = RunFolder._hold
+    hold = RunFolder._lock
 
     def at_the_last_moment(ours):
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         hold(ours)
 
-    monkeypatch.setattr(RunFolder, "_hold", at_the_last_moment)
+    monkeypatch.setattr(RunFolder, "_lock", at_the_last_moment)
     monkeypatch.setattr(Training, "step", None)
     other = small_net(seed=9)
     assert fit(other, DIGITS, SHORT, tmp_path, progress=False).finished
@@ -374,7 +376,7 @@ def test_checkpoint_of_another_version_is_told(tmp_path):
     path = tmp_path / "checkpoint.pt"
     state = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
     del state["window"]
-    content = to_bytes(state)
+    content = _to_bytes(state)
     path.write_bytes(hashlib.sha256(content).digest() + content)
     before = path.read_bytes()
     with pytest.raises(RuntimeError, match=r"version.*'window'.*Choose another"):
@@ -490,6 +492,37 @@ def test_options_are_the_recipes_fields():
     assert recipe == dataclasses.replace(PAPER.scaled(320), lr=0.05)
     arguments = parser().parse_args(["--recipe", "smoothed", "--milestones", "5", "9"])
     assert recipe_from(arguments).milestones == (5, 9)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1", "cp1252"])
+def test_no_encoding_ends_the_command(tmp_path, encoding, monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", file)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    folder = tmp_path / "läuft → gut"
+    assert main([*ARGUMENTS, "--run", str(folder)]) == 0
+    file.flush()
+    text = file.buffer.getvalue().decode(encoding)
+    assert "default: runs/" in text and "\\u2192 gut" in text and "Finished" in text
+    assert (folder / "weights.pt").exists()
+
+
+def test_run_and_data_know_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for label, colour in enumerate(("red", "blue")):
+        (tmp_path / "pets" / colour).mkdir(parents=True)
+        for number in range(8):
+            picture = Image.new("RGB", (40, 32), (90 * label, 10 * number, 30))
+            picture.save(tmp_path / "pets" / colour / f"{number}.png")
+    options = ["--data=~/pets", "--validation", "2", "--batch-size", "4"]
+    assert main([*ARGUMENTS, *options, "--run=~/x"]) == 0, capsys.readouterr().err
+    about = load_run("x", tmp_path).about
+    assert about["data"] == "folder pets" and about["network"]["classes"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pets", "x"]
+    assert main([*ARGUMENTS, "--data", "mnist"]) == 1
+    assert "Choose from cifar10, cifar100, digits, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

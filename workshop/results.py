@@ -14,7 +14,7 @@ import pandas as pd
 from resnet_lib import plots
 from resnet_lib.paths import data_home
 from resnet_lib.recipe import PAPER, Recipe
-from resnet_lib.runs import OWN, Run, histories, longest_study, recorded_runs
+from resnet_lib.runs import MAY_DIFFER, Run, histories, longest_study, recorded_runs
 
 __all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "tables", "updated"]
 
@@ -69,7 +69,7 @@ def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def _by_the_paper(run: Run) -> bool:
-    own = {key: run.recipe[key] for key in OWN}
+    own = {key: run.recipe[key] for key in MAY_DIFFER}
     paper = dataclasses.replace(PAPER.scaled(run.recipe["iterations"]), **own)
     same = run.about["data"] == "cifar10" and Recipe(**run.recipe) == paper
     return same and not run.extra_warmup

@@ -1,10 +1,22 @@
 """What the checks share: a judge, its hints, one printed sentence."""
 
 import functools
+import numbers
+import os
+import traceback
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+import resnet_lib
+
+# Files whose lines are not the reader's own.
+_OURS = tuple(
+    os.path.dirname(place) + os.sep
+    for place in (__file__, resnet_lib.__file__, torch.__file__)
+)
 
 
 class Hint(Exception):
@@ -12,24 +24,127 @@ class Hint(Exception):
 
 
 def check(judge: Callable[..., str]) -> Callable[..., bool]:
-    """Turn a judge, which returns praise or raises Hint, into a check that prints."""
+    """Turn a judge, which returns praise or raises Hint, into a check that prints.
+
+    The judge draws the same random numbers each time and leaves the reader's alone. It
+    works on the CPU, whatever the reader's default device is.
+    """
 
     @functools.wraps(judge)
     def report(*answer) -> bool:
         try:
-            praise = judge(*answer)
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.default_generator.manual_seed(0)
+                praise = judge(*answer)
         except NotImplementedError:
             print("○ Not yet: replace `raise NotImplementedError` with your answer.")
         except Hint as hint:
             print(f"✗ Not yet: {hint}")
         except Exception as error:
-            print(f"✗ Your code stopped with {type(error).__name__}: {error}")
+            who = "Your code" if _reached_answer(error) else "The check of your answer"
+            print(f"✗ {who} stopped with {type(error).__name__}: {error}")
         else:
             print(f"✓ {praise}")
             return True
         return False
 
     return report
+
+
+def _reached_answer(error: Exception) -> bool:
+    """Whether a line of the reader's own was running when the error came."""
+    lines = traceback.extract_tb(error.__traceback__)
+    return not all(line.filename.startswith(_OURS) for line in lines)
+
+
+def values(answer: object, hint: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The numbers of an answer, in float64 on the CPU, whatever they come in.
+
+    A tensor, a numpy array or scalar, a Python number, a list of numbers: they say the
+    same. Anything else, or another shape, earns the hint; "{}" in it becomes the type
+    or the shape that was found.
+    """
+    if isinstance(answer, Tensor):
+        found = answer.detach().cpu()
+    else:
+        try:
+            is_array = getattr(answer, "ndim", 0)
+            found = torch.from_numpy(np.array(answer if is_array else _bare(answer)))
+        except (TypeError, ValueError):
+            raise Hint(hint.format(type(answer).__name__)) from None
+    if found.dtype == torch.bool or found.is_complex():
+        raise Hint(hint.format(found.dtype))
+    if shape is not None and found.shape != shape:
+        raise Hint(hint.format(tuple(found.shape)))
+    return found.double()
+
+
+def _bare(answer: object) -> object:
+    """The same with Python's own kind of number for each number in it."""
+    if isinstance(answer, list | tuple):
+        return [_bare(part) for part in answer]
+    dimensions = getattr(answer, "ndim", None)
+    if dimensions:
+        raise TypeError("a list of arrays is no list of numbers")
+    if dimensions == 0:
+        return answer.item()
+    is_other = isinstance(answer, numbers.Real) and not isinstance(answer, int)
+    return float(answer) if is_other else answer  # a Fraction, say
+
+
+def number(answer: object, hint: str) -> float:
+    """The one number that an answer is; anything else earns the hint."""
+    found = values(answer, hint)
+    if found.numel() != 1 or isinstance(answer, list | tuple):
+        raise Hint(hint.format(type(answer).__name__))
+    return found.item()
+
+
+def whole(answer: object, hint: str) -> int:
+    """The whole number that an answer is, 5.0 too; anything else earns the hint."""
+    found = number(answer, hint)
+    if not found.is_integer():
+        raise Hint(hint.format(found))
+    return int(found)
+
+
+def near(found: object, other: object, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
+    """Whether two tensors or numbers agree, in shape too; their dtype is free."""
+    found, other = (torch.as_tensor(v, dtype=torch.double) for v in (found, other))
+    return found.shape == other.shape and torch.allclose(found, other, rtol, atol)
+
+
+def tell(mistakes: dict[str, bool]) -> None:
+    """Raise the first hint that is true."""
+    for hint, made in mistakes.items():
+        if made:
+            raise Hint(hint)
+
+
+def compare(
+    found: object,
+    right: object,
+    mistakes: dict[str, object],
+    otherwise: str,
+    same: Callable[[object, object], bool] = near,
+) -> None:
+    """Raise a hint unless the answer is right.
+
+    `mistakes` has the known wrong answers, each under the hint that it earns;
+    `otherwise` is the hint for all others.
+    """
+    if not same(found, right):
+        tell({hint: same(found, wrong) for hint, wrong in mistakes.items()})
+        raise Hint(otherwise)
+
+
+def unchanged(given: list[Tensor], before: list[Tensor], hint: str) -> None:
+    """Raise the hint unless the tensors that the reader was given are as before."""
+    kept = len(given) == len(before) and all(
+        one.dtype == other.dtype and torch.equal(one, other)
+        for one, other in zip(given, before, strict=True)
+    )
+    tell({hint: not kept})
 
 
 def shake(net: nn.Module) -> None:

@@ -5,9 +5,10 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checks.base import Hint, check
+from checks.base import Hint, check, compare, near, tell, unchanged, values
 
 
 @check
@@ -17,50 +18,42 @@ def check_identity_weights(make: Callable[[int], tuple[Tensor, Tensor]]) -> str:
         answer = make(width)
         if not isinstance(answer, tuple | list) or len(answer) != 2:
             raise Hint("return two matrices: `return first, second`.")
-        for name, weight, shape in zip(
-            ("first", "second"),
-            answer,
-            ((2 * width, width), (width, 2 * width)),
-            strict=True,
-        ):
-            if not isinstance(weight, Tensor) or weight.shape != shape:
-                found = type(weight).__name__
-                if isinstance(weight, Tensor):
-                    found = tuple(weight.shape)
-                raise Hint(
-                    f"for width {width} the {name} matrix should have the shape "
-                    f"{shape}, not {found}."
-                )
-        _look_at_identity(*(weight.detach().double() for weight in answer), width)
+        shapes = {"first": (2 * width, width), "second": (width, 2 * width)}
+        first, second = (
+            values(
+                matrix,
+                f"for width {width} the {name} matrix should have the shape {shape}, "
+                "not {}.",
+                shape,
+            )
+            for matrix, (name, shape) in zip(answer, shapes.items(), strict=True)
+        )
+        _look_at_identity(first, second, width)
     return "The identity, for any sign and any size: v = relu(v) − relu(−v)."
 
 
 def _look_at_identity(first: Tensor, second: Tensor, width: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(width, 64, generator=generator, dtype=torch.double)  # 64 vectors
+    v = torch.randn(width, 64, dtype=torch.double)  # 64 vectors
     out = second @ (first @ v).relu()
-    if torch.allclose(out, v, atol=1e-4):
-        return
-    if torch.allclose(out, torch.zeros_like(v)):
-        raise Hint("the output is zero whatever v is.")
-    for wrong, hint in (
-        (
-            v.relu(),
-            "positive numbers pass and negative ones are lost: let half of the "
-            "hidden units see −v.",
-        ),
-        (v.abs(), "the output is |v|: what the units for −v found must be subtracted."),
-        (-v, "the output is −v: swap the signs in the second matrix."),
-        (-v.abs(), "the output is −|v|: subtract only one of the two halves."),
-        (2 * v, "the output is 2v."),
-    ):
-        if torch.allclose(out, wrong, atol=1e-4):
-            raise Hint(hint)
-    if torch.allclose(out.sort(0).values, v.sort(0).values, atol=1e-4):
-        raise Hint("the numbers are right and their order is not.")
-    raise Hint(
-        f"for v = {_numbers(v[:, 0])} the output is {_numbers(out[:, 0])}. Start from "
-        "width 1: which two hidden units does one number need?"
+    ordered = near(out.sort(0).values, v.sort(0).values, atol=1e-4)
+    compare(
+        out,
+        v,
+        {
+            "the output is zero whatever v is.": 0 * v,
+            "positive numbers pass and negative ones are lost: let half of the hidden "
+            "units see −v.": v.relu(),
+            "the output is |v|: what the units for −v found must be "
+            "subtracted.": v.abs(),
+            "the output is −v: swap the signs in the second matrix.": -v,
+            "the output is −|v|: subtract only one of the two halves.": -v.abs(),
+            "the output is 2v.": 2 * v,
+        },
+        "the numbers are right and their order is not."
+        if ordered
+        else f"for v = {_numbers(v[:, 0])} the output is {_numbers(out[:, 0])}. Start "
+        "from width 1: which two hidden units does one number need?",
+        functools.partial(near, atol=1e-4),
     )
 
 
@@ -71,79 +64,59 @@ def _numbers(values: Tensor) -> str:
 @check
 def check_stack_jacobian(compute: Callable[[list[Tensor]], Tensor]) -> str:
     """Judge the Jacobian of a residual stack from those of its branches."""
-    generator = torch.Generator().manual_seed(0)
     for layers, width in ((2, 3), (1, 3), (5, 4)):
-        jacobians = [
-            torch.randn(width, width, generator=generator) for _ in range(layers)
-        ]
+        jacobians = [torch.randn(width, width) for _ in range(layers)]
         given = [jacobian.clone() for jacobian in jacobians]
-        found = compute(given)
-        if not isinstance(found, Tensor) or found.shape != (width, width):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else found
-            raise Hint(
-                f"the result should be one matrix ({width}, {width}), not {shape}."
-            )
-        if len(given) != layers or not all(map(torch.equal, given, jacobians)):
-            raise Hint(
-                "your function changes the Jacobians that it was given: write "
-                "`eye + jacobian`, not `jacobian += eye`."
-            )
-        _look_at_jacobian(found, jacobians)
+        found = values(
+            compute(given),
+            f"the result should be one matrix ({width}, {width}), not {{}}.",
+            (width, width),
+        )
+        unchanged(
+            given,
+            jacobians,
+            "your function changes the Jacobians that it was given: write "
+            "`eye + jacobian`, not `jacobian += eye`.",
+        )
+        _look_at_jacobian(found, [jacobian.double() for jacobian in jacobians])
     return "The product of (I + J), last layer on the left: 2^L ways through L layers."
 
 
 def _look_at_jacobian(found: Tensor, jacobians: list[Tensor]) -> None:
-    eye = torch.eye(len(found))
+    eye = torch.eye(len(found), dtype=torch.double)
     steps = [eye + jacobian for jacobian in jacobians]
 
-    def product(matrices) -> Tensor:
+    def product(matrices: list[Tensor]) -> Tensor:
         return functools.reduce(lambda done, matrix: matrix @ done, matrices)
 
-    def close(other: Tensor) -> bool:
-        return torch.allclose(found, other, rtol=1e-3, atol=1e-3)
-
-    if close(product(steps)):
-        return
+    right = product(steps)
     count = len(jacobians)
-    for wrong, hint in (
-        (product(jacobians), "this is the plain stack: where is the identity?"),
-        (
-            product([1 + jacobian for jacobian in jacobians]),
+    compare(
+        found,
+        right,
+        {
+            "this is the plain stack: where is the identity?": product(jacobians),
             "you add 1 to every entry: the derivative of x with respect to x is the "
-            "identity matrix, torch.eye.",
-        ),
-        (
-            product(steps[::-1]),
-            "the order is reversed: x passes layer 1 first, so J₁ stands on the right.",
-        ),
-        (
-            eye + sum(jacobians),
+            "identity matrix, torch.eye.": product([1 + j for j in jacobians]),
+            "the order is reversed: x passes layer 1 first, so J₁ stands on the "
+            "right.": product(steps[::-1]),
             "only the ways through a single branch are counted: multiply the factors "
-            "(I + J) instead.",
-        ),
-        (
-            eye + product(jacobians),
+            "(I + J) instead.": eye + sum(jacobians),
             "the identity is added once, around the whole stack: every layer has a "
-            "shortcut of its own.",
-        ),
-        (
-            sum(steps),
-            "you add the layers' Jacobians: the chain rule multiplies them.",
-        ),
-        (
-            functools.reduce(torch.mul, steps),
-            "`*` multiplies entry by entry: matrices are multiplied with `@`.",
-        ),
-        (product(steps).T, "the result is transposed: one row per output."),
-        (product(steps[1:] or [eye]), "the first layer is left out."),
-        (product(steps[:-1] or [eye]), "the last layer is left out."),
-        (eye + product(steps), "there is one identity too many."),
-    ):
-        if close(wrong):
-            raise Hint(hint)
-    raise Hint(
+            "shortcut of its own.": eye + product(jacobians),
+            "you add the layers' Jacobians: the chain rule multiplies them.": sum(
+                steps
+            ),
+            "`*` multiplies entry by entry: matrices are multiplied with "
+            "`@`.": functools.reduce(torch.mul, steps),
+            "the result is transposed: one row per output.": right.T,
+            "the first layer is left out.": product(steps[1:] or [eye]),
+            "the last layer is left out.": product(steps[:-1] or [eye]),
+            "there is one identity too many.": eye + right,
+        },
         f"for {count} layer{'s' if count > 1 else ''} the numbers are wrong. Write the "
-        "chain rule down for two layers first."
+        "chain rule down for two layers first.",
+        functools.partial(near, rtol=1e-3, atol=1e-3),
     )
 
 
@@ -151,18 +124,16 @@ def _look_at_jacobian(found: Tensor, jacobians: list[Tensor]) -> None:
 def check_deepened(deepen: Callable[[nn.Sequential, int, int], nn.Sequential]) -> str:
     """Judge a function (net, width, extra) that adds layers and keeps the function."""
     width, extra = 6, 3
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(*(_ResidualLayer(width) for _ in range(4)))
-        x = torch.randn(32, width)
-        net(3 * x + 1)  # BN's running statistics are now worth keeping
-        before = copy.deepcopy(net)
-        deep = deepen(net, width, extra)
-        if len(net) != len(before) or deep is net:
-            raise Hint("your function lengthens `net` itself: copy it first.")
-        _look_at_deep_layers(deep, net, before, extra)
-        _look_at_deep_outputs(deep, before, x)
-        _look_at_deep_gradients(deep, x, len(before))
+    net = nn.Sequential(*(_ResidualLayer(width) for _ in range(4)))
+    x = torch.randn(32, width)
+    net(3 * x + 1)  # BN's running statistics are now worth keeping
+    before = copy.deepcopy(net)
+    deep = deepen(net, width, extra)
+    if len(net) != len(before) or deep is net:
+        raise Hint("your function lengthens `net` itself: copy it first.")
+    _look_at_deep_layers(deep, net, before, extra)
+    _look_at_deep_outputs(deep, before, x)
+    _look_at_deep_gradients(deep, x, len(before))
     return (
         f"{len(deep)} layers compute exactly what {len(before)} did, and every new "
         "one can learn."
@@ -192,20 +163,21 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 def _look_at_deep_layers(deep, net, before, extra: int) -> None:
     if not isinstance(deep, nn.Sequential):
         raise Hint(f"return an nn.Sequential, not {type(deep).__name__}.")
-    if len(deep) != len(before) + extra:
+    old, wanted = len(before), len(before) + extra
+    new = list(deep)[old:]
+    theirs = {id(parameter) for parameter in net.parameters()}
+    if len(deep) != wanted:
         raise Hint(
-            f"{len(before)} layers and extra = {extra} make {len(before) + extra}, and "
-            f"yours has {len(deep)}."
+            f"{old} layers and extra = {extra} make {wanted}, and yours has "
+            f"{len(deep)}."
         )
     if not _same(net, before):
         raise Hint("the weights of `net` itself have changed: leave it as it is.")
-    new = list(deep)[len(before) :]
     if len({id(layer) for layer in new}) < extra:
         raise Hint(
             "the new layers are one and the same object, so they share their weights: "
             "build each of them."
         )
-    theirs = {id(parameter) for parameter in net.parameters()}
     if any(id(parameter) in theirs for parameter in deep.parameters()):
         raise Hint(
             "the deep net shares parameters with `net`, so training one changes the "
@@ -213,19 +185,21 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
         )
     if _same(nn.Sequential(*list(deep)[extra:]), before):
         raise Hint("the new layers stand in front: put them behind the old ones.")
-    for old, kept in zip(before, deep, strict=False):
-        if dict(old.named_parameters()).keys() != dict(kept.named_parameters()).keys():
-            raise Hint("the first layers are not those of `net`: copy them.")
-        if not all(map(torch.equal, old.parameters(), kept.parameters())):
-            raise Hint(
-                "the old layers do not keep their weights, or not their places: "
-                "zero only new ones, and put these behind the old ones."
-            )
-        if not _same(old, kept):
-            raise Hint(
+    for layer, kept in zip(before, deep, strict=False):
+        names = [dict(one.named_parameters()).keys() for one in (layer, kept)]
+        tell(
+            {
+                "the first layers are not those of `net`: copy them.": (
+                    names[0] != names[1]
+                ),
+                "the old layers do not keep their weights, or not their places: zero "
+                "only new ones, and put these behind the old ones.": (
+                    not all(map(torch.equal, layer.parameters(), kept.parameters()))
+                ),
                 "the old layers lost BN's running statistics: copy the buffers as "
-                "well, as copy.deepcopy does."
-            )
+                "well, as copy.deepcopy does.": not _same(layer, kept),
+            }
+        )
     if not all(any(isinstance(m, nn.Linear) for m in layer.modules()) for layer in new):
         raise Hint(
             "a new layer has no linear map, so it can never learn: use "
@@ -239,24 +213,19 @@ def _look_at_deep_outputs(deep, before, x: Tensor) -> None:
         h = copy.deepcopy(before).train(training)(x)
         for layer in list(copy.deepcopy(deep).train(training))[old:]:
             out = layer(h)
-            if torch.equal(out, h):
-                continue
             if out.shape != h.shape:
                 raise Hint(f"a new layer maps {tuple(h.shape)} to {tuple(out.shape)}.")
-            if not out.any():
-                raise Hint(
-                    "a new layer answers 0 to every input: its branch is zero and "
-                    "nothing adds the input back."
-                )
             change = out - h
-            if torch.allclose(change, change[:1].expand_as(change), atol=1e-5):
-                raise Hint(
+            tell(
+                {
+                    "a new layer answers 0 to every input: its branch is zero and "
+                    "nothing adds the input back.": not out.any(),
                     "a new layer adds the same numbers to every input: its linear map "
-                    "has a bias too."
-                )
-            raise Hint(
-                "a new layer changes what it is given: its branch is not zero at the "
-                "start."
+                    "has a bias too.": change.any()
+                    and near(change, change[:1].expand_as(change), atol=1e-5),
+                    "a new layer changes what it is given: its branch is not zero at "
+                    "the start.": change.any(),
+                }
             )
 
 
@@ -267,12 +236,88 @@ def _look_at_deep_gradients(deep, x: Tensor, old: int) -> None:
     deep(x).square().sum().backward()
     for layer in list(deep)[old:]:
         linear = [m for m in layer.modules() if isinstance(m, nn.Linear)][-1]
-        if linear.weight.grad is None:
+        gradient = linear.weight.grad
+        if gradient is None:
             raise Hint(
                 "no gradient reaches the new weights: is there a detach or no_grad?"
             )
-        if not linear.weight.grad.any():
+        if not gradient.any():
             raise Hint(
                 "the new linear map gets no gradient: what feeds it is zero as well. "
                 "Zero only the last step of the branch."
             )
+
+
+@check
+def check_identity_start(
+    start: Callable[[nn.Module], None], x: Tensor, y: Tensor
+) -> str:
+    """Judge a start of a plain net at the identity, and train it beside a random one.
+
+    `start` changes the numbers of a plain net of 32 layers in place. `x` (N, C) and `y`
+    (N,) are what both nets then learn.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = _plain_net(x.shape[1], int(y.max()) + 1)
+        random = copy.deepcopy(net)
+        start(net)
+        _look_at_start(net, random, x)
+        errors = [100 * _trained_error(model, x, y) for model in (random, net)]
+    return (
+        f"Training error of 32 plain layers: {errors[0]:.0f} % from the random start, "
+        f"{errors[1]:.0f} % from yours. Compare the residual nets."
+    )
+
+
+def _plain_net(inputs: int, outputs: int) -> nn.Sequential:
+    def layer(width: int, to: int) -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, to))
+
+    hidden = [layer(64, 64) for _ in range(30)]
+    return nn.Sequential(nn.Linear(inputs, 64), *hidden, layer(64, outputs))
+
+
+@torch.no_grad()
+def _look_at_start(net: nn.Sequential, before: nn.Sequential, x: Tensor) -> None:
+    if all(map(torch.equal, net.parameters(), before.parameters())):
+        raise Hint(
+            "your function changes nothing: write into the net that it is given."
+        )
+    if str(net) != str(before):
+        raise Hint("the net has other layers than before: change its numbers only.")
+    h = copy.deepcopy(net[0])(x)
+    for number, layer in enumerate(copy.deepcopy(net)[1:-1], start=1):
+        out = layer(h)
+        if not torch.isfinite(out).all() or out.std(0).min() == 0:
+            raise Hint(f"layer {number} gives the same to every image, or no number.")
+        # BN shifts and scales, so what counts is that every feature follows its input.
+        one, other = (a - a.mean(0) for a in (h, out))
+        alike = (one * other).sum(0) / (one.norm(dim=0) * other.norm(dim=0))
+        if alike.min() > 0.95:
+            h = out
+            continue
+        if not any(p.abs().max() > 0.5 for p in (layer[0].bias, layer[2].bias)):
+            raise Hint(
+                f"layer {number} loses negative numbers at its ReLU: lift them with "
+                "BN's β."
+            )
+        raise Hint(
+            f"layer {number} does not pass on what it receives: the correlation of one "
+            f"feature before and after is only {alike.min():.2f}. Is the matrix the "
+            "identity, and the lift large enough?"
+        )
+
+
+def _trained_error(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Notebook 01's training: the mean error of the last 40 of 200 batches."""
+    draw, errors = torch.Generator().manual_seed(0), []
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    for _ in range(200):
+        batch = torch.randint(len(x), (128,), generator=draw)
+        logits = net(x[batch])
+        optimizer.zero_grad()
+        F.cross_entropy(logits, y[batch]).backward()
+        optimizer.step()
+        errors.append((logits.argmax(1) != y[batch]).float().mean().item())
+    return sum(errors[-40:]) / 40

@@ -2,14 +2,18 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from checks.base import Hint, check
+from checks.base import Hint, check, compare, near, shake
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity
+from resnet_lib.probes import block_parts
+from resnet_lib.resnet import get_model
 
 
 @check
@@ -34,9 +38,10 @@ def check_bottleneck(block_class: type[nn.Module]) -> str:
         layers = [(in_channels, channels, 1, 1), (channels, channels, 3, stride)]
         layers += [(channels, 4 * channels, 1, 1)]
         _judge_block(block_class, arguments, layers)
+    mine = _build(block_class, (256, 64), torch.zeros(1, 256, 1, 1).expand(2, -1, 2, 2))
     sizes = [
-        sum(p.numel() for p in block.parameters())
-        for block in (block_class(256, 64), BasicBlock(256, 256))
+        sum(parameter.numel() for parameter in block.parameters())
+        for block in (mine, BasicBlock(256, 256))
     ]
     return (
         f"A bottleneck. At 256 channels it has {sizes[0]:,} parameters, and a "
@@ -47,14 +52,13 @@ def check_bottleneck(block_class: type[nn.Module]) -> str:
 @check
 def check_shortcut_a(shortcut: Callable[[Tensor, int, int], Tensor]) -> str:
     """Judge the reader's function (x, out_channels, stride) for shortcut A."""
-    generator = torch.Generator().manual_seed(0)
     for channels, out_channels, stride, size in (
         (4, 8, 2, (6, 8)),
         (4, 8, 2, (7, 5)),
         (4, 4, 1, (6, 6)),
         (4, 7, 3, (7, 7)),
     ):
-        x = torch.randn(2, channels, *size, dtype=torch.float64, generator=generator)
+        x = torch.randn(2, channels, *size, dtype=torch.float64)
         x.requires_grad_()
         right = PaddedIdentity(channels, out_channels, stride)(x)
         y = shortcut(x, out_channels, stride)
@@ -85,35 +89,34 @@ def check_shortcut_a(shortcut: Callable[[Tensor, int, int], Tensor]) -> str:
 
 def _look_at_shortcut_values(x: Tensor, y: Tensor, right: Tensor, stride: int) -> None:
     old, new = y[:, : x.shape[1]], y[:, x.shape[1] :]
-    height, width = right.shape[2:]
+    kept, (height, width) = right[:, : x.shape[1]], right.shape[2:]
+    empty = new.shape[1]
     if y.dtype != x.dtype:
         raise Hint(f"x is {x.dtype} and the output {y.dtype}: make the zeros like x.")
-    if not torch.equal(y, right):
-        empty = right.shape[1] - x.shape[1]
-        if torch.equal(y, right.roll(empty, 1)):
-            raise Hint("the zeros stand in front: put the new channels behind the old.")
-        if torch.equal(y, right.roll(empty // 2, 1)):
-            raise Hint("the zeros are split, front and back: put all of them last.")
-        if torch.equal(old, right[:, : x.shape[1]]) and new.any():
-            raise Hint("the new channels hold values: they should be zero.")
-        mistakes = {
-            "you cut out the top left corner: pick pixels from the whole image.": (
-                x[:, :, :height, :width]
-            ),
-            "you start at the second pixel: the first row and column belong to it.": (
-                x[:, :, 1::stride, 1::stride]
-            ),
-            "you average neighbouring pixels: option A picks, it never mixes.": (
-                F.avg_pool2d(x, stride, ceil_mode=True)
-            ),
-            "you keep the largest of neighbouring pixels: option A keeps the first.": (
-                F.max_pool2d(x, stride, ceil_mode=True)
-            ),
-        }
-        for hint, wrong in mistakes.items():
-            if wrong.shape == old.shape and torch.allclose(old, wrong):
-                raise Hint(hint)
-        raise Hint("the shape is right, the values are not: try x[:, :, ::2, ::2].")
+    if torch.equal(y, right.roll(empty, 1)) and not torch.equal(y, right):
+        raise Hint("the zeros stand in front: put the new channels behind the old.")
+    if torch.equal(y, right.roll(empty // 2, 1)) and not torch.equal(y, right):
+        raise Hint("the zeros are split, front and back: put all of them last.")
+    if torch.equal(old, kept) and new.any():
+        raise Hint("the new channels hold values: they should be zero.")
+    compare(
+        old,
+        kept,
+        {
+            "you cut out the top left corner: pick pixels from the whole image.": x[
+                :, :, :height, :width
+            ],
+            "you start at the second pixel: the first row and column belong to it.": x[
+                :, :, 1::stride, 1::stride
+            ],
+            "you average neighbouring pixels: option A picks, it never "
+            "mixes.": F.avg_pool2d(x, stride, ceil_mode=True),
+            "you keep the largest of neighbouring pixels: option A keeps the "
+            "first.": F.max_pool2d(x, stride, ceil_mode=True),
+        },
+        "the shape is right, the values are not: try x[:, :, ::2, ::2].",
+        torch.equal,
+    )
     if not y.requires_grad:
         raise Hint("no gradient flows back to x: is there a detach or a no_grad?")
 
@@ -131,22 +134,27 @@ def _judge_block(
     """
     if not isinstance(block_class, type) or not issubclass(block_class, nn.Module):
         raise Hint("hand over the class, a subclass of nn.Module, without brackets.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        block = block_class(*arguments)
-        x = torch.randn(3, arguments[0], 6, 6)
-        call = f"{block_class.__name__}{arguments}"
-        _look_at_layers(block, x, layers, call)
-        _look_at_projection(block, layers, call)
-        # Random γ, β and running statistics: nothing may hide behind 1 and 0.
-        for name, value in block.state_dict().items():
-            if value.ndim > 1 or name.endswith("bias"):
-                nn.init.normal_(value)
-            elif value.is_floating_point():
-                nn.init.uniform_(value, 0.5, 1.5)
+    x = torch.randn(3, arguments[0], 6, 6)
+    block = _build(block_class, arguments, x)
+    call = f"{block_class.__name__}{arguments}"
+    _look_at_layers(block, x, layers, call)
+    _look_at_projection(block, layers, call)
+    # Random γ, β and running statistics: nothing may hide behind 1 and 0.
+    for name, value in block.state_dict().items():
+        if value.ndim > 1 or name.endswith("bias"):
+            nn.init.normal_(value)
+        elif value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1.5)
     for training in (True, False):
         _look_at_output(block.train(training), x, len(layers), call)
     _look_at_gradients(block.train(), x, len(layers))
+
+
+def _build(block_class: type[nn.Module], arguments: tuple, x: Tensor) -> nn.Module:
+    block = block_class(*arguments)
+    if any(isinstance(layer, LazyModuleMixin) for layer in block.modules()):
+        block(x)  # a lazy layer learns its shape from what it sees first
+    return block
 
 
 def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
@@ -168,30 +176,32 @@ def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
     for pair in zip(*names, strict=True):
         if len({id(getattr(block, name)) for name in pair}) < len(layers):
             raise Hint(f"two of {', '.join(pair)} are one object: build one for each.")
-    for (conv, bn), (in_channels, out_channels, size, stride) in zip(
-        names, layers, strict=True
-    ):
-        layer = getattr(block, conv)
-        channels = layer.in_channels, layer.out_channels
+    for (conv, bn), shape in zip(names, layers, strict=True):
+        in_channels, out_channels, size, stride = shape
+        layer, norm = getattr(block, conv), getattr(block, bn)
+        before, after, border = layer.in_channels, layer.out_channels, (size // 2,) * 2
+        padding = {"same": border, "valid": (0, 0)}.get(layer.padding, layer.padding)
         if layer.kernel_size != (size, size):
             raise Hint(f"the kernel of {conv} is not {size}×{size}.")
-        if channels != (in_channels, out_channels):
+        if (before, after) != (in_channels, out_channels):
             raise Hint(
-                f"in {call}, {conv} maps {channels[0]} to {channels[1]} channels and "
-                f"should map {in_channels} to {out_channels}."
+                f"in {call}, {conv} maps {before} to {after} channels and should map "
+                f"{in_channels} to {out_channels}."
             )
         if layer.stride != (stride, stride):
             raise Hint(
                 f"in {call}, {conv} has stride {layer.stride[0]} and should have "
                 f"{stride}: exactly one convolution takes the stride."
             )
-        if layer.padding != (size // 2, size // 2):
+        if (layer.dilation, layer.groups, layer.padding_mode) != ((1, 1), 1, "zeros"):
+            raise Hint(f"{conv}: leave dilation, groups and padding_mode as they are.")
+        if padding != border:
             raise Hint(f"{conv} needs padding={size // 2}, or it eats the border.")
         if layer.bias is not None:
             raise Hint(f"{conv} has a bias, which {bn} subtracts: say bias=False.")
-        if getattr(block, bn).num_features != out_channels:
+        if norm.num_features != out_channels:
             raise Hint(f"{bn} follows {conv}: it normalises {out_channels} channels.")
-        if not getattr(block, bn).track_running_stats:
+        if not norm.track_running_stats:
             raise Hint(f"{bn} keeps no running statistics: eval mode needs them.")
 
 
@@ -218,17 +228,19 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
                 "option C. Under B the input passes as it is."
             )
         return
-    kinds = [type(part) for part in parts if not isinstance(part, nn.Identity)]
-    if nn.Conv2d not in kinds:
+    nothing = nn.Identity | nn.Sequential  # the latter empty
+    parts = [part for part in parts if not isinstance(part, nothing)]
+    convs = [part for part in parts if isinstance(part, nn.Conv2d)]
+    norms = [part for part in parts if isinstance(part, nn.BatchNorm2d)]
+    if not convs:
         raise Hint(
             f"in {call} the shape changes and `shortcut` has no 1×1 convolution: F(x) "
             "and x cannot be added."
         )
-    if nn.BatchNorm2d not in kinds:
+    if not norms:
         raise Hint("the shortcut's convolution has no BN behind it.")
-    if kinds != [nn.Conv2d, nn.BatchNorm2d]:
+    if parts != [conv := convs[0], norms[0]]:
         raise Hint("the projection is a convolution and a BN, and nothing else.")
-    conv = next(part for part in parts if isinstance(part, nn.Conv2d))
     if conv.kernel_size != (1, 1):
         raise Hint("the shortcut's convolution is not 1×1: it only mixes channels.")
     if conv.stride != (stride, stride):
@@ -261,49 +273,36 @@ def _right_output(block, x: Tensor, depth: int) -> Tensor:
     return F.relu(_branch(block, x, depth) + _around(block, x))
 
 
-def _wrong_outputs(block, x: Tensor, depth: int) -> Iterator[tuple[Tensor, str]]:
-    """What the reader's layers return under a known mistake, and the hint for it."""
+def _wrong_outputs(block, x: Tensor, depth: int) -> dict[str, Tensor]:
+    """What the reader's layers return under each known mistake, by its hint."""
     around, f = _around(block, x), _branch(block, x, depth)
-    first = F.relu(block.bn1(block.conv1(x)))
-    last_conv = getattr(block, f"conv{depth}")
-    last_bn = getattr(block, f"bn{depth}")
-    h = first
-    for i in range(2, depth):
-        h = F.relu(getattr(block, f"bn{i}")(getattr(block, f"conv{i}")(h)))
-    for i in range(1, depth):
-        wrong = _branch(block, x, depth, no_relu=i)
-        yield F.relu(wrong + around), f"the ReLU after bn{i} is missing."
-        wrong = _branch(block, x, depth, relu_first=i)
-        yield F.relu(wrong + around), f"the ReLU stands before bn{i}: BN comes first."
+    first, last_bn = F.relu(block.bn1(block.conv1(x))), getattr(block, f"bn{depth}")
+    wrong = {}
     for i in range(1, depth + 1):
-        wrong = _branch(block, x, depth, no_bn=i)
-        yield F.relu(wrong + around), f"bn{i} is built and never used in forward."
-    yield f + around, "your output has negative entries: the last ReLU is missing."
-    yield (
-        F.relu(f) + around,
+        for hint, mistake in {
+            f"the ReLU after bn{i} is missing.": "no_relu",
+            f"the ReLU stands before bn{i}: BN comes first.": "relu_first",
+            f"bn{i} is built and never used in forward.": "no_bn",
+        }.items():
+            if i < depth or mistake == "no_bn":
+                g = _branch(block, x, depth, **{mistake: i})
+                wrong[hint] = F.relu(g + around)
+    return wrong | {
+        "your output has negative entries: the last ReLU is missing.": f + around,
         "the last ReLU stands before the addition, so F(x) can only raise values: add "
-        "first.",
-    )
-    yield (
-        F.relu(F.relu(f) + around),
-        f"F(x) is never negative: there is a ReLU between bn{depth} and the addition.",
-    )
-    yield F.relu(f), "the input is never added: this is the plain block."
-    if first.shape == f.shape:
-        yield (
-            F.relu(f + first),
-            "the shortcut starts behind the first layer: keep the block's own input "
-            "for the addition.",
-        )
-    yield (
-        F.relu(last_bn(last_conv(h) + around)),
+        "first.": F.relu(f) + around,
+        f"F(x) is never negative: there is a ReLU between bn{depth} and the "
+        "addition.": F.relu(F.relu(f) + around),
+        "the input is never added: this is the plain block.": F.relu(f),
+        "the shortcut starts behind the first layer: keep the block's own input for "
+        "the addition.": F.relu(f + first) if first.shape == f.shape else f,
         f"bn{depth} stands after the addition and rescales the shortcut: it belongs to "
-        "the branch.",
-    )
-    yield F.relu(f + F.relu(around)), "a ReLU stands in the shortcut: take it out."
-    yield F.relu(f - around), "you subtract the shortcut from F(x): add it."
-    yield F.relu(f + 2 * around), "the input is added twice."
-    yield F.relu(f) + F.relu(around), "each path has its own ReLU: add, then one ReLU."
+        "the branch.": F.relu(last_bn(_branch(block, x, depth, no_bn=depth) + around)),
+        "a ReLU stands in the shortcut: take it out.": F.relu(f + F.relu(around)),
+        "you subtract the shortcut from F(x): add it.": F.relu(f - around),
+        "the input is added twice.": F.relu(f + 2 * around),
+        "each path has its own ReLU: add, then one ReLU.": (F.relu(f) + F.relu(around)),
+    }
 
 
 def _look_at_output(block, x: Tensor, depth: int, call: str) -> None:
@@ -312,23 +311,25 @@ def _look_at_output(block, x: Tensor, depth: int, call: str) -> None:
     with torch.no_grad():
         right = _right_output(copy.deepcopy(block), x, depth)
         y = copy.deepcopy(block)(given)
-        if not isinstance(y, Tensor):
-            raise Hint(f"forward returns {type(y).__name__}, not a tensor: `return`?")
-        if not torch.equal(given, x):
-            raise Hint("your block changes its input: look for relu_, += and inplace.")
-        if y.shape != right.shape:
-            raise Hint(
-                f"{call} returns the shape {tuple(y.shape)}, not {tuple(right.shape)}."
-            )
-        if torch.allclose(y, right, atol=1e-5):
-            return
-        if block.training:
-            for wrong, hint in _wrong_outputs(copy.deepcopy(block), x, depth):
-                if torch.allclose(y, wrong, atol=1e-5):
-                    raise Hint(hint)
-    raise Hint(
+    if not isinstance(y, Tensor):
+        raise Hint(f"forward returns {type(y).__name__}, not a tensor: `return`?")
+    if not torch.equal(given, x):
+        raise Hint("your block changes its input: look for relu_, += and inplace.")
+    if y.shape != right.shape:
+        raise Hint(
+            f"{call} returns the shape {tuple(y.shape)}, not {tuple(right.shape)}."
+        )
+    if near(y, right, atol=1e-5):
+        return
+    with torch.no_grad():
+        wrong = _wrong_outputs(copy.deepcopy(block), x, depth) if block.training else {}
+    compare(
+        y,
+        right,
+        wrong,
         f"in {mode} mode {call} does not return relu(F(x) + shortcut(x)), computed "
-        "with your own layers: compare forward with that line, term by term."
+        "with your own layers: compare forward with that line, term by term.",
+        functools.partial(near, atol=1e-5),
     )
 
 
@@ -346,8 +347,114 @@ def _look_at_gradients(block, x: Tensor, depth: int) -> None:
     for name, gradient in right.items():
         if mine[name] is None and name != "x":
             raise Hint(f"no gradient reaches {name}: something detaches its path.")
-        if mine[name] is None or not torch.allclose(mine[name], gradient, 1e-3, 1e-4):
+        if mine[name] is None or not near(mine[name], gradient, 1e-3, 1e-4):
             raise Hint(
                 f"the output is right, but the gradient of {name} is not: something "
                 "detaches one of the two paths."
             )
+
+
+@check
+def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> str:
+    """Judge y, predicted by hand, for a kernel that subtracts the right neighbour."""
+    try:
+        found = torch.as_tensor(predict(), dtype=torch.float).squeeze()
+    except (TypeError, ValueError, RuntimeError):
+        raise Hint("return four rows of four numbers, as lists in a list.") from None
+    if found.shape != (4, 4):
+        raise Hint(f"y is 4×4, and your answer has the shape {tuple(found.shape)}.")
+    x = torch.zeros(1, 1, 4, 4)
+    x[:, :, 1:3, 1:3] = 1
+    w = torch.tensor([[0.0, 0, 0], [0, 1, -1], [0, 0, 0]])[None, None]
+
+    def conv(z: Tensor) -> Tensor:
+        return F.conv2d(z, w, padding=1)
+
+    def bn(z: Tensor) -> Tensor:
+        return F.batch_norm(z, None, None, training=True)
+
+    h = F.relu(bn(conv(x)))
+    f = bn(conv(h))
+    y = F.relu(f + x)
+
+    def close(other: Tensor) -> bool:
+        return torch.allclose(found, other[0, 0], atol=0.01)
+
+    if close(y):
+        return "Right: this kernel sees the other edge, so y is the mirror image."
+    for wrong, hint in (
+        (y.flip(3), "this is the y of the first kernel. Which edge does this one see?"),
+        (f + x, "this is the sum: the last ReLU is missing."),
+        (f, "this is F(x): add x, then apply the last ReLU."),
+        (F.relu(f) + x, "the ReLU comes after the addition, not before."),
+        (F.relu(f), "x has not been added, or both BNs are left out."),
+        (F.relu(conv(h) + h), "you add what stands behind the first ReLU: add x."),
+        (F.relu(bn(conv(bn(conv(x)))) + x), "the ReLU inside the branch is missing."),
+        (y.transpose(2, 3), "rows and columns are exchanged."),
+    ):
+        if close(wrong):
+            raise Hint(hint)
+    raise Hint(
+        "not this. Write down the second row after each step: the convolution gives "
+        "−1, 0, 1, 0."
+    )
+
+
+@check
+def check_clipped_shares(measure: Callable[[nn.Module, Tensor], list[float]]) -> str:
+    """Judge a function (net, images) for the share of sums that each block cuts off."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = get_model("resnet14")
+        shake(net)
+        images = torch.randn(8, 3, 32, 32)
+        parts = block_parts(net, images).values()
+        right = [(part.sum < 0).float().mean().item() for part in parts]
+        in_training = _clipped_in_training(copy.deepcopy(net).train(), images)
+        found = measure(copy.deepcopy(net).eval(), images)
+    if not isinstance(found, list | tuple | Tensor):
+        raise Hint(f"return a list of shares, not {type(found).__name__}.")
+    found = torch.as_tensor([float(value) for value in found])
+    if len(found) != len(right):
+        raise Hint(
+            f"this net has {len(right)} blocks and your list {len(found)} numbers: go "
+            "through every stage."
+        )
+
+    def close(values) -> bool:
+        return torch.allclose(found, torch.as_tensor(values), atol=1e-3)
+
+    wrongs = {
+        "these are percents: return shares from 0 to 1.": [100 * s for s in right],
+        "this is the share that the last ReLU keeps.": [1 - share for share in right],
+        "this is the share of F(x) below zero: add the shortcut first.": [
+            (part.f < 0).float().mean().item() for part in parts
+        ],
+        "the last block stands first: keep the order of the net.": right[::-1],
+        "your net is in training mode, so BN uses the batch: call net.eval().": (
+            in_training
+        ),
+        "these are counts: divide by how many numbers there are.": [
+            share * part.sum.numel() for share, part in zip(right, parts, strict=True)
+        ],
+    }
+    if close(right):
+        return "Right. Now look at the nine numbers of the trained net."
+    for hint, wrong in wrongs.items():
+        if close(wrong):
+            raise Hint(hint)
+    raise Hint(
+        "the numbers are wrong. For each block: its input x, then block.residual(x) + "
+        "block.shortcut(x), then the share below zero; block(x) is the next input."
+    )
+
+
+@torch.no_grad()
+def _clipped_in_training(net: nn.Module, images: Tensor) -> list[float]:
+    shares, h = [], F.relu(net.bn1(net.conv1(images)))
+    for stage in net.stages:
+        for block in getattr(net, stage):
+            total = copy.deepcopy(block).residual(h) + block.shortcut(h)
+            shares.append((total < 0).float().mean().item())
+            h = F.relu(total)
+    return shares

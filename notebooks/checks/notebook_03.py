@@ -1,5 +1,6 @@
 """Checks of notebook 03, ResNet-18."""
 
+import math
 import operator
 from collections.abc import Callable
 from unittest import mock
@@ -7,7 +8,9 @@ from unittest import mock
 import torch
 from torch import nn
 
-from checks.base import Hint, check
+from checks.base import Hint, check, number, tell, whole
+from resnet_lib.basic_block import BasicBlock
+from resnet_lib.resnet import get_model
 
 
 @check
@@ -16,27 +19,32 @@ def check_parameter_count(parameter_count: Callable[[int], int]) -> str:
     hint = Hint("you build a network: write the sum of its layers instead.")
     with mock.patch.object(nn.Module, "__init__", side_effect=hint):
         mine = {depth: parameter_count(depth) for depth in (20, 56, 1202)}
-    for depth, count in mine.items():
-        if not isinstance(count, int | float):
-            raise Hint(f"for {depth} layers you return {count!r}: a number is wanted.")
-    right = {depth: sum(_count_parts(depth).values()) for depth in mine}
-    if all(mine[depth] == right[depth] / 1e6 for depth in mine):
-        raise Hint("you count in millions: return the number itself.")
-    for hint, difference in _wrong_counts().items():
-        if all(mine[depth] - right[depth] == difference(depth) for depth in mine):
-            raise Hint(hint)
-    if mine[20] == right[20] and mine[56] != right[56]:
-        raise Hint(
-            f"right for 20 layers, but for 56 you count {mine[56]:,} and it should be "
-            f"{right[56]:,}: which terms grow with n?"
+    mine = {
+        depth: number(
+            count, f"for {depth} layers you return {count!r}: a number is wanted."
         )
-    for depth, count in mine.items():
-        if count != right[depth]:
-            raise Hint(
-                f"for {depth} layers you count {count:,} and it should be "
+        for depth, count in mine.items()
+    }
+    right = {depth: sum(_count_parts(depth).values()) for depth in mine}
+    millions = all(math.isclose(mine[d], right[d] / 1e6, rel_tol=1e-6) for d in mine)
+    off = {depth: mine[depth] - right[depth] for depth in mine}
+    tell(
+        {
+            "you count in millions: return the number itself.": millions,
+            **{
+                hint: all(off[depth] == difference(depth) for depth in off)
+                for hint, difference in _wrong_counts().items()
+            },
+            f"right for 20 layers, but for 56 you count {mine[56]:,.10g} and it should "
+            f"be {right[56]:,}: which terms grow with n?": off[56] and not off[20],
+            **{
+                f"for {depth} layers you count {mine[depth]:,.10g} and it should be "
                 f"{right[depth]:,}: compare with layer_table(get_model('resnet20')), "
-                "stage by stage."
-            )
+                "stage by stage.": off[depth]
+                for depth in off
+            },
+        }
+    )
     return f"Right. 1202 layers have {right[1202]:,} parameters: Table 6's 19.4M."
 
 
@@ -60,24 +68,24 @@ def _wrong_counts() -> dict[str, Callable[[int], int]]:
         return sum(_count_parts(depth)[name] for name in names)
 
     block = 2 * 9 * (16**2 + 32**2 + 64**2) + 2 * 2 * (16 + 32 + 64)
+    stem, stem_bn = 9 * 3 * 16, 2 * 16
+    projections = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
     return {
         "BN is missing: γ and β for every channel.": lambda d: -part(d, "bn"),
         "BN has two parameters per channel: γ and β.": lambda d: -part(d, "bn") // 2,
         "you count BN's running mean and variance, which are not learned: they are "
         "buffers and not parameters.": lambda d: part(d, "bn"),
         "the convolutions here have no bias: BN follows.": lambda d: part(d, "bn") // 2,
-        "the BN after the stem is missing.": lambda d: -2 * 16,
-        "the stem's convolution is missing: 3×3, from 3 to 16.": lambda d: -9 * 3 * 16,
-        "the stem is missing: a convolution and its BN.": lambda d: (
-            -(9 * 3 * 16 + 2 * 16)
-        ),
+        "the BN after the stem is missing.": lambda d: -stem_bn,
+        "the stem's convolution is missing: 3×3, from 3 to 16.": lambda d: -stem,
+        "the stem is missing: a convolution and its BN.": lambda d: -stem - stem_bn,
         "the stem is 3×3 on CIFAR-10, not 7×7.": lambda d: (49 - 9) * 3 * 16,
         "the linear layer is missing.": lambda d: -part(d, "fc", "fc bias"),
         "the linear layer has a bias as well.": lambda d: -10,
         "the first convolution of stages 2 and 3 reads half as many channels as it "
         "writes.": lambda d: 9 * 32 * 16 + 9 * 64 * 32,
         "you count the projections of shortcut B: A has no parameters.": lambda d: (
-            16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+            projections
         ),
         "you count one block too many in every stage: see (depth - 2) / 6.": lambda d: (
             block
@@ -170,7 +178,9 @@ def _look_at_stage(built: nn.Sequential, made: list[nn.Module]) -> None:
             f"a {type(built).__name__} holds blocks but cannot run them: use "
             "nn.Sequential."
         )
+    nothing = nn.Identity | nn.Sequential  # the latter empty
     inside = [m for m in built.modules() if not list(m.children())]
+    inside = [m for m in inside if not isinstance(m, nothing)]
     if [m for m in inside if m in made] != made:
         raise Hint("the blocks do not all stand in the order in which you made them.")
     if len(inside) > len(made):
@@ -188,22 +198,26 @@ def check_receptive_field(receptive_field: Callable[..., int]) -> str:
     """Judge `receptive_field(layers)` for chains of (kernel, stride)."""
     long = [(7, 2), (3, 2), (3, 3), (5, 1)]
     chains = ([(3, 1)], [(3, 1), (5, 1)], [(3, 2), (3, 1)], long)
-    mine = [receptive_field(list(chain)) for chain in chains]
-    if any(isinstance(field, bool) or not isinstance(field, int) for field in mine):
-        raise Hint(f"for {chains[0]} you return {mine[0]!r}: a whole number is wanted.")
-    if mine == [_receptive_field(chain) for chain in chains]:
+    answers = [(chain, receptive_field(list(chain))) for chain in chains]
+    mine = [
+        whole(field, f"for {chain} you return {field!r}: a whole number is wanted.")
+        for chain, field in answers
+    ]
+    right = [_receptive_field(chain) for chain in chains]
+    if mine == right:
         if receptive_field([(1, 2), (3, 1)]) != 5:
             raise Hint("for [(1, 2), (3, 1)] it is 5: a 1×1 kernel has a stride too.")
         return "Right: each kernel adds k - 1 steps, and strides make the steps longer."
-    for hint, wrong in _WRONG_FIELDS.items():
-        if mine == [wrong(chain) for chain in chains]:
-            raise Hint(hint)
-    chain, field, right = next(
-        (chain, field, _receptive_field(chain))
-        for chain, field in zip(chains, mine, strict=True)
-        if field != _receptive_field(chain)
+    tell(
+        {
+            hint: mine == [wrong(chain) for chain in chains]
+            for hint, wrong in _WRONG_FIELDS.items()
+        }
     )
-    raise Hint(f"for {chain} you say {field}, and it is {right}: draw it on paper.")
+    i = next(i for i, field in enumerate(mine) if field != right[i])
+    raise Hint(
+        f"for {chains[i]} you say {mine[i]}, and it is {right[i]}: draw it on paper."
+    )
 
 
 def _receptive_field(
@@ -226,31 +240,85 @@ def _field_with_early_stride(chain) -> int:
 
 
 _WRONG_FIELDS: dict[str, Callable] = {
-    "strides are ignored: after a stride of 2 a kernel reaches twice as far.": (
-        lambda chain: _receptive_field(chain, jump=lambda j, s: j)
+    "strides are ignored: after a stride of 2 a kernel reaches twice as "
+    "far.": lambda chain: _receptive_field(chain, jump=lambda j, s: j),
+    "the count starts at 0, but a number sees 1 place before any "
+    "layer.": lambda chain: _receptive_field(chain, first=0),
+    "each kernel adds k: neighbouring windows overlap, so it adds k - "
+    "1.": lambda chain: _receptive_field(chain, first=0, less=0),
+    "each kernel adds k steps to the 1 you start from: it adds k - 1.": lambda chain: (
+        _receptive_field(chain, less=0)
     ),
-    "the count starts at 0, but a number sees 1 place before any layer.": (
-        lambda chain: _receptive_field(chain, first=0)
-    ),
-    "each kernel adds k: neighbouring windows overlap, so it adds k - 1.": (
-        lambda chain: _receptive_field(chain, first=0, less=0)
-    ),
-    "each kernel adds k steps to the 1 you start from: it adds k - 1.": (
-        lambda chain: _receptive_field(chain, less=0)
-    ),
-    "a layer's stride lengthens its own step: it counts from the next layer on.": (
-        _field_with_early_stride
-    ),
-    "only the stride just before is used: strides multiply along the chain.": (
-        lambda chain: _receptive_field(chain, jump=lambda j, s: s)
-    ),
-    "strides are added up: two strides of 2 make steps of 4, three make 8.": (
-        lambda chain: _receptive_field(chain, jump=operator.add)
-    ),
-    "the chain is read from its end: the first pair is next to the image.": (
-        lambda chain: _receptive_field(chain[::-1])
-    ),
-    "you return the area: the side is asked for.": (
-        lambda chain: _receptive_field(chain) ** 2
+    "a layer's stride lengthens its own step: it counts from the next layer "
+    "on.": _field_with_early_stride,
+    "only the stride just before is used: strides multiply along the "
+    "chain.": lambda chain: _receptive_field(chain, jump=lambda j, s: s),
+    "strides are added up: two strides of 2 make steps of 4, three make "
+    "8.": lambda chain: _receptive_field(chain, jump=operator.add),
+    "the chain is read from its end: the first pair is next to the "
+    "image.": lambda chain: _receptive_field(chain[::-1]),
+    "you return the area: the side is asked for.": lambda chain: (
+        _receptive_field(chain) ** 2
     ),
 }
+
+
+@check
+def check_silent_start(silence: Callable[[nn.Module], None]) -> str:
+    """Judge `silence(net)`: branches that add nothing at first and can still learn."""
+    torch.manual_seed(0)
+    net = get_model("resnet8", "B")
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    silence(net)
+    after = dict(net.named_parameters())
+    if set(after) != set(before):
+        raise Hint("the net has lost or gained parameters: change them where they are.")
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    if not changed:
+        raise Hint("nothing has changed: which parameter scales a branch at its end?")
+    if any("shortcut" in name for name in changed):
+        raise Hint("you silence a shortcut as well: only the branches should be quiet.")
+    blocks = [name for name, m in net.named_modules() if isinstance(m, BasicBlock)]
+    for name in blocks:
+        _look_at_branch(name, net.train().get_submodule(name))
+    more = changed - {f"{name}.bn2.weight" for name in blocks}
+    if more:
+        raise Hint(
+            f"silent, but you also changed {min(more)}: one parameter per block is "
+            "enough."
+        )
+    deep = get_model("resnet56")
+    loud = _first_loss(deep)
+    silence(deep)
+    return (
+        "Silent, and able to learn: on noise, resnet56 now starts at "
+        f"{_first_loss(deep):.2f}, before at {loud:.2f}; ln 10 is {math.log(10):.2f}."
+    )
+
+
+def _look_at_branch(name: str, block: BasicBlock) -> None:
+    """Raise a Hint unless the branch is silent and an update can wake it."""
+    x = torch.randn(4, block.conv1.in_channels, 8, 8)
+    added = block.residual(x)
+    if not added.isfinite().all() or added.abs().max() > 1e-6:
+        raise Hint(
+            f"the branch of {name} still adds something: the last γ of a block, that "
+            "of bn2, scales all of it."
+        )
+    block.zero_grad()
+    (block(x) * torch.randn_like(added)).sum().backward()
+    branch = [p.grad for n, p in block.named_parameters() if n == "bn2.weight"]
+    if not any(
+        gradient is not None and gradient.abs().max() > 0 for gradient in branch
+    ):
+        raise Hint(
+            f"the branch of {name} is silent for ever: what its last BN scales is 0 as "
+            "well, so its γ has no gradient. Change the last γ alone."
+        )
+
+
+@torch.no_grad()
+def _first_loss(net: nn.Module) -> float:
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = net.train()(x)
+    return (logits.logsumexp(1) - logits.mean(1)).mean().item()

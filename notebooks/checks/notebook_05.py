@@ -1,12 +1,14 @@
 """Checks of notebook 05, plain against residual."""
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from checks.base import Hint, check
+from checks.base import Hint, check, compare, near, values
 
 
 @check
@@ -44,37 +46,41 @@ def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
 def check_seed_summary(summarise: Callable[[list[float]], tuple]) -> str:
     """Judge `summarise(errors)`: mean, sample standard deviation and number of runs."""
     errors = [8.0, 9.5, 8.6, 7.9]
-    answer = summarise(list(errors))
-    if not isinstance(answer, tuple | list) or len(answer) != 3:
-        raise Hint("return three numbers: `return mean, deviation, n`.")
-    mean, deviation, n = answer
-    centre = sum(errors) / 4
-    squares = sum((error - centre) ** 2 for error in errors)
+    three = "return three numbers: `return mean, deviation, n`."
+    mean, deviation, n = values(summarise(list(errors)), three, (3,)).tolist()
     if n != 4:
-        raise Hint(f"four runs were given, and n is {n}.")
-    for value, hint in (
-        (min(errors), "the first number is the best run: report the mean."),
-        (8.3, "the first number is the median: report the mean."),
-    ):
-        if math.isclose(mean, value, rel_tol=1e-6):
-            raise Hint(hint)
-    if not math.isclose(mean, centre, rel_tol=1e-6):
-        raise Hint(f"the mean of {errors} is not {mean:.3g}.")
-    for value, hint in (
-        (squares / 3, "the second number is the variance: take its square root."),
-        (math.sqrt(squares / 4), "divide by n − 1, not by n: the runs are a sample."),
-        (math.sqrt(squares / 12), "that is the standard error of the mean: leave √n "
-         "out."),
-        (max(errors) - min(errors), "the second number is the range of the runs."),
-    ):  # fmt: skip
-        if math.isclose(deviation, value, rel_tol=1e-6):
-            raise Hint(hint)
-    if not math.isclose(deviation, math.sqrt(squares / 3), rel_tol=1e-6):
-        raise Hint(f"the standard deviation of {errors} is not {deviation:.3g}.")
+        raise Hint(f"four runs were given, and n is {n:g}.")
+    same = functools.partial(near, rtol=1e-5, atol=0)  # as near as float32 comes
+    centre = sum(errors) / 4
+    compare(
+        mean,
+        centre,
+        {
+            "the first number is the best run: report the mean.": min(errors),
+            "the first number is the median: report the mean.": 8.3,
+        },
+        f"the mean of {errors} is not {mean:.3g}.",
+        same,
+    )
+    variance = sum((error - centre) ** 2 for error in errors) / 3
+    right = math.sqrt(variance)
+    compare(
+        deviation,
+        right,
+        {
+            "the second number is the variance: take its square root.": variance,
+            "divide by n − 1, not by n: the runs are a sample.": right * 0.75**0.5,
+            "that is the standard error of the mean: leave √n out.": right / 2,
+            "the second number is the range of the runs.": max(errors) - min(errors),
+        },
+        f"the standard deviation of {errors} is not {deviation:.3g}.",
+        same,
+    )
     try:
-        single = summarise([8.0])[1]
-    except ArithmeticError as error:
+        answer = summarise([8.0])
+    except (ArithmeticError, ValueError) as error:
         raise Hint(f"one run ends in {type(error).__name__}: return nan.") from error
+    single = values(answer, three, (3,)).tolist()[1]
     if not math.isnan(single):
         raise Hint(f"one run has no deviation: return nan, not {single}.")
     return "Right: a mean, its spread, and how many runs they come from."
@@ -101,25 +107,22 @@ def _look_at_transparent(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> 
         torch.equal(bn.running_mean, mean) and torch.equal(bn.running_var, variance)
     ):
         raise Hint("leave the running statistics as they are: set weight and bias.")
-    gamma, beta = bn.weight.detach(), bn.bias.detach()
-
-    def is_gamma(value: Tensor) -> bool:
-        return torch.allclose(gamma, value, rtol=1e-3, atol=1e-4)
-
-    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    if torch.allclose(bn(x), x, rtol=1e-3, atol=1e-3):
+    x = torch.randn(8, 3, 4, 4).double()
+    if near(copy.deepcopy(bn).double()(x), x, rtol=1e-3, atol=1e-3):
         return
-    for value, hint in (
-        (torch.ones(3), "γ is still 1: the layer divides by √(σ² + ε), so multiply."),
-        (variance.sqrt(), "γ is √σ²: the layer divides by √(σ² + ε), with its ε."),
-        (variance + bn.eps, "γ is σ² + ε: take the square root."),
-        ((variance + bn.eps).rsqrt(), "γ divides once more: multiply instead."),
-    ):
-        if is_gamma(value):
-            raise Hint(hint)
-    if not is_gamma((variance + bn.eps).sqrt()):
-        raise Hint("γ is off: what does the layer divide by?")
-    if torch.allclose(beta, -mean):
+    compare(
+        bn.weight,
+        (variance + bn.eps).sqrt(),
+        {
+            "γ is still 1: the layer divides by √(σ² + ε), so multiply.": torch.ones(3),
+            "γ is √σ²: the layer divides by √(σ² + ε), with its ε.": variance.sqrt(),
+            "γ is σ² + ε: take the square root.": variance + bn.eps,
+            "γ divides once more: multiply instead.": (variance + bn.eps).rsqrt(),
+        },
+        "γ is off: what does the layer divide by?",
+        functools.partial(near, rtol=1e-3),
+    )
+    if near(bn.bias, -mean):
         raise Hint("β has the wrong sign: the layer subtracts μ, so add it.")
     raise Hint("β is off: what does the layer subtract?")
 

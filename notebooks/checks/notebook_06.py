@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checks.base import Hint, check, shake
+from checks.base import Hint, check, compare, near, shake, values
 from resnet_lib.basic_block import BasicBlock
+from resnet_lib.resnet import get_model
 
 
 @check
@@ -19,7 +21,7 @@ def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> 
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
     )
-    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(6, 3, 8, 8)
     for layer in (model[0], model[2]):
         mode = layer is model[0]
         model.train(mode)
@@ -32,12 +34,11 @@ def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> 
     nested = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), inner), nn.ReLU()).eval()
     with torch.no_grad():
         right = nested[0](images)
-    found = take(nested, inner, images)
-    if not isinstance(found, Tensor) or not torch.allclose(found, right, atol=1e-5):
-        raise Hint(
-            "right for a layer of the model itself, wrong for one inside a block, as "
-            "`model.layer1[0].conv1` is: let a hook find it."
-        )
+    inside = (
+        "right for a layer of the model itself, wrong for one inside a block, as "
+        "`model.layer1[0].conv1` is: let a hook find it."
+    )
+    compare(values(take(nested, inner, images), inside), right, {}, inside, _close)
     with contextlib.suppress(Exception):
         take(model, model[0], images[:, :2])  # two channels: the forward pass fails
     if any(module._forward_hooks for module in model.modules()):
@@ -47,10 +48,12 @@ def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> 
     return "Right: the layer's output, a copy of its own, and no hook left behind."
 
 
-def _look_at_activation(found, model: nn.Module, layer: nn.Module, x: Tensor) -> None:
-    if not isinstance(found, Tensor):
-        raise Hint(f"return the tensor itself, not a {type(found).__name__}.")
-    if found.requires_grad:
+_close = functools.partial(near, atol=1e-5)
+
+
+def _look_at_activation(answer, model: nn.Module, layer: nn.Module, x: Tensor) -> None:
+    found = values(answer, "return the tensor itself, not a {}.")
+    if getattr(answer, "requires_grad", False):
         raise Hint("the output carries a gradient: `detach` it.")
     with torch.no_grad():
         twin = copy.deepcopy(model)
@@ -60,74 +63,82 @@ def _look_at_activation(found, model: nn.Module, layer: nn.Module, x: Tensor) ->
         before = twin[:place](x.clone())
         right = twin[place](before.clone())
         end = twin[place + 1 :](right.clone())
-    if found.shape == right.shape and torch.allclose(found, right, atol=1e-5):
-        return
-    if found.shape == end.shape and torch.allclose(found, end, atol=1e-5):
-        raise Hint("that is what the model returns, not what the layer gave.")
-    if found.shape == before.shape and torch.allclose(found, before, atol=1e-5):
-        raise Hint("that is the layer's input: the hook's third argument is wanted.")
-    if found.shape == right.shape and torch.allclose(found, right.relu(), atol=1e-5):
-        raise Hint(
+    shape = f"the shape is {tuple(found.shape)}, not {tuple(right.shape)}."
+    compare(
+        found,
+        right,
+        {
+            "that is what the model returns, not what the layer gave.": end,
+            "that is the layer's input: the hook's third argument is wanted.": before,
             "a later layer changed it in place: keep a copy, with `clone`, inside the "
-            "hook."
-        )
-    if found.shape != right.shape:
-        raise Hint(f"the shape is {tuple(found.shape)}, not {tuple(right.shape)}.")
-    raise Hint("these are not the layer's outputs for these images.")
+            "hook.": right.relu(),
+        },
+        "these are not the layer's outputs for these images."
+        if found.shape == right.shape
+        else shape,
+        _close,
+    )
 
 
 @check
 def check_path_lengths(path_lengths: Callable[[int, int], list[int]]) -> str:
     """Judge `path_lengths(blocks, off)`: how many paths have 0, 1, 2, … branches."""
+
+    def paths(blocks: int) -> list[int]:
+        return [math.comb(blocks, k) for k in range(blocks + 1)]
+
     for blocks, off in ((5, 2), (9, 0), (4, 4), (54, 10)):
-        left = blocks - off
-        right = [math.comb(left, k) for k in range(left + 1)]
-        found = path_lengths(blocks, off)
+        left, right = blocks - off, paths(blocks - off)
         what = f"for {blocks} blocks, {off} of them off,"
-        if isinstance(found, int | float):
-            raise Hint(f"{what} return a list with one count for each length.")
-        found = [
-            value.item() if isinstance(value, Tensor) else value for value in found
-        ]
-        for wrong, hint in (
-            ([math.comb(blocks, k) for k in range(blocks + 1)], "you count the blocks "
-             "that are off: a path cannot go through their branches."),
-            (right[1:], "the path around every branch is missing: k starts at 0."),
-            (right[:-1], "the path through every branch that is left is missing."),
-            (right + [0] * off, f"no path has more than {left} branches: end there."),
-            ([math.comb(off, k) for k in range(off + 1)], "you count the paths of the "
-             "blocks that are off."),
-            ([2**off * count for count in right], "a block that is off offers one way, "
-             "its shortcut, and not two."),
-        ):  # fmt: skip
-            if found == wrong and found != right:
-                raise Hint(f"{what} {hint}")
-        if len(found) == len(right) > 1 and math.isclose(sum(found), 1):
-            raise Hint(f"{what} these are shares: counts are wanted.")
-        if list(found) != right:
-            raise Hint(
-                f"{what} you say {str(found)[:60]}. Each of the {left} blocks offers "
-                "two ways: in how many paths is the branch taken k times?"
-            )
+        a_list = f"{what} return a list with one count for each length."
+        found = values(path_lengths(blocks, off), a_list)
+        if found.ndim != 1:
+            raise Hint(a_list)
+        shares = len(found) == len(right) > 1 and near(found.sum(), 1)
+        compare(
+            found,
+            right,
+            {
+                f"{what} you count the blocks that are off: a path cannot go through "
+                "their branches.": paths(blocks),
+                f"{what} the path around every branch is missing: k starts at "
+                "0.": right[1:],
+                f"{what} the path through every branch that is left is missing.": right[
+                    :-1
+                ],
+                f"{what} no path has more than {left} branches: end there.": right
+                + [0] * off,
+                f"{what} you count the paths of the blocks that are off.": paths(off),
+                f"{what} a block that is off offers one way, its shortcut, and not "
+                "two.": [2**off * count for count in right],
+            },
+            f"{what} these are shares: counts are wanted."
+            if shares
+            else f"{what} you say {_whole(found)}. Each of the {left} blocks offers "
+            "two ways: in how many paths is the branch taken k times?",
+            functools.partial(near, rtol=1e-9),
+        )
     return "Right: binomial coefficients of the blocks that are left."
+
+
+def _whole(found: Tensor) -> str:
+    return str([f"{count:.10g}" for count in found.tolist()]).replace("'", "")[:60]
 
 
 @check
 def check_branch_ratio(branch_ratio: Callable[[nn.Module, Tensor], Tensor]) -> str:
     """Judge `branch_ratio(block, x)`: ‖F(x)‖ / ‖x‖ for each image, (N,)."""
-    generator = torch.Generator().manual_seed(0)
     for shape, block in (
         ("keeps", BasicBlock(6, 6)),
         ("changes", BasicBlock(6, 8, stride=2)),
     ):
         shake(block.eval())
-        x = torch.rand(5, 6, 8, 8, generator=generator)
-        found = branch_ratio(block, x.clone())
-        if not isinstance(found, Tensor):
-            raise Hint(f"return a tensor of shape (5,), not a {type(found).__name__}.")
+        x = torch.rand(5, 6, 8, 8)
+        answer = branch_ratio(block, x.clone())
+        found = values(answer, "return a tensor of shape (5,), not a {}.")
         with torch.no_grad():
             f, around = block.residual(x), block.shortcut(x)
-        _look_at_ratio(found.detach(), f, around, x, f"where the block {shape} shape,")
+        _look_at_ratio(found, f, around, x, f"where the block {shape} shape,")
     return "Right: one ratio for each image, against what the shortcut delivers."
 
 
@@ -135,26 +146,77 @@ def _look_at_ratio(found: Tensor, f: Tensor, around: Tensor, x: Tensor, where) -
     def norm(values: Tensor) -> Tensor:
         return values.flatten(1).norm(dim=1)  # (N,)
 
-    right = norm(f) / norm(around)
-    if found.shape == right.shape and torch.allclose(found, right, rtol=1e-4):
-        return
+    below = norm(around)
+    right = norm(f) / below
     if found.numel() == 1:
         raise Hint("one number for each image is wanted: norms over C, H and W only.")
     if found.shape != right.shape:
         raise Hint(f"the shape is {tuple(found.shape)}, not {tuple(right.shape)}.")
-    for wrong, hint in (
-        (1 / right, "that is ‖x‖ / ‖F(x)‖: turn it round."),
-        (right**2, "that is the square: take the root."),
-        (norm(f + around) / norm(around), "that is ‖F(x) + x‖ / ‖x‖: before adding."),
-        (norm(F.relu(f + around)) / norm(around), "that is the block's output: F(x) "
-         "alone is wanted."),
-        (norm(F.relu(f)) / norm(around), "F(x) has no ReLU behind it."),
-        (norm(f), "that is ‖F(x)‖: divide by ‖x‖."),
-        (f.flatten(1).abs().sum(1) / around.flatten(1).abs().sum(1), "these are sums "
-         "of absolute values: the norm is the root of the sum of squares."),
-        (norm(f) / norm(x), "where the shape changes, x is what the shortcut makes of "
-         "it: `block.shortcut(x)`."),
-    ):  # fmt: skip
-        if torch.allclose(found, wrong, rtol=1e-4):
-            raise Hint(hint)
-    raise Hint(f"{where} the ratios are not right: compare with probes.block_parts.")
+    compare(
+        found,
+        right,
+        {
+            "that is ‖x‖ / ‖F(x)‖: turn it round.": 1 / right,
+            "that is the square: take the root.": right**2,
+            "that is ‖F(x) + x‖ / ‖x‖: before adding.": norm(f + around) / below,
+            "that is the block's output: F(x) alone is wanted.": norm(
+                F.relu(f + around)
+            )
+            / below,
+            "F(x) has no ReLU behind it.": norm(F.relu(f)) / below,
+            "that is ‖F(x)‖: divide by ‖x‖.": norm(f),
+            "these are sums of absolute values: the norm is the root of the sum of "
+            "squares.": f.abs().sum((1, 2, 3)) / around.abs().sum((1, 2, 3)),
+            "where the shape changes, x is what the shortcut makes of it: "
+            "`block.shortcut(x)`.": norm(f) / norm(x),
+        },
+        f"{where} the ratios are not right: compare with probes.block_parts.",
+    )
+
+
+@check
+def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> str:
+    """Judge `recalibrate(model, images)`: BN's statistics measured anew, untrained."""
+    torch.manual_seed(0)
+    model = get_model("resnet8")
+    shake(model.eval())
+    images = torch.randn(64, 3, 16, 16)
+    before, right = copy.deepcopy(model), _measured(model, images)
+    recalibrate(model, images)
+    if any(module.training for module in model.modules()):
+        raise Hint("the model is left in training mode: end with `model.eval()`.")
+    old = before.parameters()
+    if not all(torch.equal(p, q) for p, q in zip(model.parameters(), old, strict=True)):
+        raise Hint("a weight changed: only BN's running statistics may.")
+    for name, (mean, var) in right.items():
+        bn, was = model.get_submodule(name), before.get_submodule(name)
+
+        def close(other_mean, other_var, bn=bn, var=var) -> bool:
+            far = (bn.running_mean - other_mean).abs() / var.sqrt()
+            apart = (bn.running_var / other_var).log().abs()
+            return bool(far.max() < 0.15 and apart.max() < 0.3)
+
+        if close(was.running_mean, was.running_var):
+            raise Hint(
+                "the statistics are the old ones: run the images through the model in "
+                "training mode."
+            )
+        if close(torch.zeros_like(mean), torch.ones_like(var)):
+            raise Hint("they were reset, and nothing was measured after it.")
+        if not close(mean, var):
+            raise Hint(
+                f"{name} holds other statistics than its input has: call "
+                "`reset_running_stats()`, and set `momentum = None` for a plain mean."
+            )
+    return "Right: every BN knows its input again, and no weight has changed."
+
+
+def _measured(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance of every BN's input in one pass in training mode, by name."""
+    twin = copy.deepcopy(model).train()
+    layers = {n: m for n, m in twin.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for bn in layers.values():
+        bn.momentum = 1.0  # this batch's alone
+    with torch.no_grad():
+        twin(images)
+    return {name: (bn.running_mean, bn.running_var) for name, bn in layers.items()}

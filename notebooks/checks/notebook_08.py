@@ -1,77 +1,60 @@
 """Checks of notebook 08, outgrowing one machine."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from checks.base import Hint, check
+from checks.base import Hint, check, compare, near, number, unchanged, values
 from resnet_lib.recipe import Recipe
 
 
 @check
 def check_average(average: Callable[[list[Tensor], list[int]], Tensor]) -> str:
     """`average(gradients, counts)`: the gradient of the mean over all images."""
-    draw = torch.Generator().manual_seed(0)
     counts = [96, 32, 64]
-    gradients = [torch.randn(5, generator=draw) for _ in counts]
-    before = [gradient.clone() for gradient in gradients]
-    found = average(gradients, counts)
-    if not isinstance(found, Tensor):
+    gradients = [torch.randn(5) for _ in counts]
+    given = [gradient.clone() for gradient in gradients]
+    found = values(
+        average(given, list(counts)),
+        "expected one tensor like each of the gradients, got {}: see your `return`.",
+    )
+    blame = "your function changes the gradients it is given: make a new one."
+    unchanged(given, gradients, blame)
+    if found.shape != (5,):
         raise Hint(
-            f"expected one tensor like each of the gradients, got "
-            f"{type(found).__name__}: see your `return`."
+            f"the shape is {tuple(found.shape)} instead of (5,): add up over the "
+            "devices and leave the parameters alone."
         )
-    if not all(map(torch.equal, gradients, before)):
-        raise Hint("your function changes the gradients it is given: make a new one.")
-    if found.shape != before[0].shape:
-        raise Hint(
-            f"the shape is {tuple(found.shape)} instead of {tuple(before[0].shape)}: "
-            "add up over the devices and leave the parameters alone."
-        )
-    stacked, weights = torch.stack(before), torch.tensor(counts)[:, None]
+    stacked, weights = torch.stack(gradients).double(), torch.tensor(counts)[:, None]
     total = weights.sum()
-    stories = [
-        (
-            stacked.mean(0),
+    images = (stacked * weights).sum(0)
+    compare(
+        found,
+        images / total,
+        {
             "every device counts the same here, whether it saw 96 images or 32: an "
-            "image on the small share then weighs three times as much.",
-        ),
-        (stacked.sum(0), "this is the plain sum: what each device sends is a mean."),
-        (
-            (stacked * weights).sum(0),
-            "the weights are right, the sum is not divided by the number of images.",
-        ),
-        (
-            (stacked * weights).sum(0) / len(counts),
+            "image on the small share then weighs three times as "
+            "much.": stacked.mean(0),
+            "this is the plain sum: what each device sends is a mean.": stacked.sum(0),
+            "the weights are right, the sum is not divided by the number of "
+            "images.": images,
             "you divide by the number of devices: the weights are images, so divide by "
-            "their total.",
-        ),
-        (
-            (stacked / weights).sum(0) / (1 / weights).sum(),
-            "the smaller the share, the larger its weight: turn that round.",
-        ),
-        (
-            stacked.sum(0) / total,
+            "their total.": images / len(counts),
+            "the smaller the share, the larger its weight: turn that round.": (
+                stacked / weights
+            ).sum(0)
+            / (1 / weights).sum(),
             "you divide by the images without multiplying by each device's first: its "
-            "gradient is a mean over them.",
-        ),
-        (stacked[0], "this is the first device's gradient: the others count, too."),
-    ]
-    for wrong, hint in stories:
-        if torch.allclose(found, wrong, rtol=1e-4, atol=1e-6):
-            raise Hint(hint)
-    right = (stacked * weights).sum(0) / total
-    if not torch.allclose(found, right, rtol=1e-4, atol=1e-6):
-        raise Hint(
-            "not the mean over all images: turn each device's mean into a sum over its "
-            "images, add these, and divide once."
-        )
-    alike = average(gradients[:2], [64, 64])
-    if not torch.allclose(alike, stacked[:2].mean(0), rtol=1e-4, atol=1e-6):
-        raise Hint("right for three shares, wrong for two equal ones: use `counts`.")
+            "gradient is a mean over them.": stacked.sum(0) / total,
+            "this is the first device's gradient: the others count, too.": stacked[0],
+        },
+        "not the mean over all images: turn each device's mean into a sum over its "
+        "images, add these, and divide once.",
+    )
+    hint = "right for three shares, wrong for two equal ones: use `counts`."
+    compare(values(average(given[:2], [64, 64]), hint), stacked[:2].mean(0), {}, hint)
     return "Every image counts the same, wherever it was computed."
 
 
@@ -89,17 +72,18 @@ def check_scaled_recipe(scale: Callable[[Recipe, int], Recipe]) -> str:
         raise Hint(
             f"for k = 4 the batch has {found.batch_size} images and should have 512."
         )
-    stories = {
-        0.1: "the rate is the old one: each update is then as short as before, and "
-        "there are fewer of them.",
-        0.2: "this is the square root of k: the linear rule wants k itself.",
-        0.025: "the rate goes down with k where the rule takes it up.",
-    }
-    for rate, story in stories.items():
-        if math.isclose(found.lr, rate):
-            raise Hint(story)
-    if not math.isclose(found.lr, 0.4):
-        raise Hint(f"for k = 4 the rate is {found.lr:g} and should be 0.4.")
+    rate = number(found.lr, "the rate is {}: a number is wanted.")
+    compare(
+        rate,
+        0.4,
+        {
+            "the rate is the old one: each update is then as short as before, and "
+            "there are fewer of them.": 0.1,
+            "this is the square root of k: the linear rule wants k itself.": 0.2,
+            "the rate goes down with k where the rule takes it up.": 0.025,
+        },
+        f"for k = 4 the rate is {rate:g} and should be 0.4.",
+    )
     if found.iterations == 64_000:
         raise Hint(
             "the number of updates is the old one: with batches of 512 each image is "
@@ -125,14 +109,16 @@ def check_scaled_recipe(scale: Callable[[Recipe, int], Recipe]) -> str:
     for field in dataclasses.fields(Recipe):
         if getattr(same, field.name) != getattr(recipe, field.name):
             raise Hint(f"`{field.name}` has changed as well: the rule leaves it alone.")
-    if not isinstance(found.iterations, int):
+    if isinstance(found.iterations, float):
         raise Hint(
             f"there are {found.iterations} updates, and nobody counts to a fraction: "
             "divide with `//`."
         )
     other = Recipe(iterations=900, milestones=(450, 600), lr=0.05, batch_size=32)
     right = dataclasses.replace(other.scaled(300), batch_size=96, lr=0.05 * 3)
-    if scale(other, 3) != right:
+    found = scale(other, 3)
+    # However it was computed: 0.05 / 32 * 96 is another float than 0.05 * 3.
+    if not near(found.lr, right.lr) or dataclasses.replace(found, lr=right.lr) != right:
         raise Hint(
             "right for this recipe and k = 4, wrong for a recipe of 900 updates and "
             "k = 3: take every number from `recipe` and `k`."

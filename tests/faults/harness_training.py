@@ -1,15 +1,17 @@
 """Kill, starve and damage real training processes, and prove that no work is lost.
 
 `pytest tests` does not collect this file; it is run by its name, and in full by
-`make faults`. FAULT_KILLS scales it (5, in full 30) and FAULT_SEED moves the random
-moments. A run that went through a fault has to end like the run that was left alone:
-the same weights, the same history but for the clock, the same files.
+`make faults`. FAULT_KILLS scales it (5, in full 30). FAULT_SEED, drawn anew each time,
+moves the random moments; it is printed at the end. A run that went through a fault has
+to end like the run that was left alone: the same weights, the same history but for the
+clock, the same files.
 
 Most processes are forked from this one, which has the libraries loaded: a start takes
 no time, and a fault can be set up inside. The run left alone and the one stopped by
 SIGTERM are started afresh by `python -m resnet_lib.train`. Written for Linux.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -41,12 +43,12 @@ import pytest
 import sklearn.datasets  # noqa: F401  loaded here, and so in every fork
 import torch
 
-from resnet_lib import checkpoints, data, train, training
+from resnet_lib import checkpoints, cifar10, datasets, train
 from resnet_lib.runs import load_weights, read_history
 
 FULL = 30
 KILLS = int(os.environ.get("FAULT_KILLS", 5))
-SEED = int(os.environ.get("FAULT_SEED", 0))
+SEED = int(os.environ.get("FAULT_SEED", random.randrange(1_000)))
 COUNTS = Counter(tried=0, resumed=0, refused=0, lost=0)
 
 ITERATIONS = 30
@@ -209,7 +211,7 @@ def summary(request) -> Iterator[None]:
     counts = ", ".join(f"{number} {name}" for name, number in COUNTS.items())
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\nFaults: {counts}.")
+        print(f"\nFaults: {counts}. FAULT_SEED={SEED} repeats these.")
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +265,10 @@ def test_killed_at_a_random_moment(tmp_path, left_alone, alone, number):
     sitting = Sitting(tmp_path / "run")
     time.sleep(chance.uniform(0, left_alone[1]))
     sitting.signal(signal.SIGKILL)
-    assert sitting.end().code == -signal.SIGKILL or number  # the first is early enough
+    code = sitting.end().code  # it may have been faster than the signal
+    assert code == -signal.SIGKILL or (
+        code == 0 and (tmp_path / "run" / "weights.pt").exists()
+    )
     ends_like(tmp_path / "run", alone)
 
 
@@ -275,7 +280,7 @@ MOMENTS = (
     "append",
     "describe_environment",
     "close",
-    "_claim",
+    "_check_identity",
     "write_atomically",
     "open",
     "_note_machine",
@@ -324,7 +329,7 @@ def lines(tmp_path_factory) -> list[str]:
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_between_two_lines(tmp_path, lines, alone, number):
-    name = MOMENTS[number % len(MOMENTS)]
+    name = MOMENTS[(SEED * KILLS + number) % len(MOMENTS)]
     chance = random.Random(f"{SEED} {number}")
     line = chance.choice([i for i, other in enumerate(lines) if other == name])
     result = Sitting(tmp_path / "run", *ALWAYS, before=fuse(line)).end()
@@ -442,7 +447,7 @@ def open_folder() -> Iterator[Path]:
 def become_nobody() -> None:
     """Root may write anywhere; nobody may not. In a fork."""
     if os.geteuid() == 0:
-        digits = data.load_digits()  # nobody may not read an environment in /root
+        digits = datasets.load_digits()  # nobody may not read an environment in /root
         train.load_digits = lambda: digits
         os.setgroups([])
         os.setgid(65534)
@@ -603,11 +608,12 @@ def test_hostile_weights_are_not_executed(tmp_path, left_alone):
     folder = tmp_path / "run"
     shutil.copytree(left_alone[0], folder)
     marker = tmp_path / "marker"
-    for content in hostile(marker)[:-1]:  # a list is not hostile, only no network
+    for content in hostile(marker):
         (folder / "weights.pt").write_bytes(content)
-        with pytest.raises(RuntimeError, match=r"weights\.pt is damaged"):
+        told = r"weights\.pt (is damaged|holds Python objects|holds no state_dict)"
+        with pytest.raises(RuntimeError, match=told):
             load_weights(folder / "weights.pt")
-        refused(Sitting(folder).end(), "weights.pt is damaged. Restore it")
+        refused(Sitting(folder).end(), str(folder / "weights.pt"))
         assert not marker.exists()
 
 
@@ -636,7 +642,7 @@ def evil_archive(tmp_path) -> Iterator[tuple[str, str]]:
     shelf.mkdir()
     with tarfile.open(shelf / "evil.tar.gz", "w:gz") as tar:
         for name in ("../evil", "../../evil", f"{tmp_path}/evil", "data_batch_1"):
-            member = tarfile.TarInfo(f"{data.FOLDER}/../{name}")
+            member = tarfile.TarInfo(f"{cifar10.CIFAR10.folder}/../{name}")
             member.size = 4
             tar.addfile(member, io.BytesIO(b"evil"))
 
@@ -707,7 +713,7 @@ def weigh_at_every_row() -> None:
 
     The engine keeps freed blocks for speed, and a leak would fill them unseen.
     """
-    training._keep_freed_memory = lambda: None
+    sys.modules["resnet_lib.fit"].keeping_freed_memory = contextlib.nullcontext
     trim, append = ctypes.CDLL(None).malloc_trim, checkpoints.RunFolder.append
 
     def weigh(folder, row):

@@ -9,7 +9,6 @@ library to keep freed memory, and the textbook loop must not profit from that.
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,21 +30,27 @@ from torchvision import transforms
 
 from resnet_lib import (
     PAPER,
-    data,
     device_profile,
     evaluate,
     fit,
     get_model,
     plots,
-    training,
+    train_step,
 )
+from resnet_lib.cifar10 import download_cifar10
 from resnet_lib.data import Batches, Normalisation
+from resnet_lib.datasets import load_cifar10
+from resnet_lib.device import keeping_freed_memory
+from resnet_lib.paths import data_home, data_root
 from resnet_lib.probes import fold_batch_norm, layer_table
 from resnet_lib.runs import describe_environment, write_json
 
 BATCH = PAPER.batch_size
 MATMUL, DATA = "matmul, GFLOP/s", "data alone"
 Done = Callable[[float], None]  # to be told the work of a step
+
+
+FOR_LIFE = ExitStack()  # what ends with the process
 
 
 class Enough(Exception):
@@ -72,18 +77,13 @@ def rate(seconds: float, job: Callable, *options) -> float:
         if len(marks) > 2 and marks[-1][0] - marks[1][0] >= seconds:
             raise Enough
 
-    try:
+    with suppress(Enough):
         job(done, *options)
-    except RuntimeError as error:  # torch.compile without a compiler
-        print(f" ({error})".splitlines()[0], end="", flush=True)
-        return math.nan
-    except Enough:
-        pass
     (start, before), (end, after) = marks[1], marks[-1]
     return (after - before) / (end - start)
 
 
-cifar10 = cache(data.load_cifar10)
+cifar10 = cache(load_cifar10)
 
 
 @cache
@@ -108,7 +108,7 @@ def pictures(train: bool) -> torchvision.datasets.CIFAR10:
     augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     tensors = [transforms.ToTensor(), transforms.Normalize(mean, std)]
     steps = transforms.Compose([*augment, *tensors] if train else tensors)
-    return torchvision.datasets.CIFAR10(data.data_root(), train, steps)
+    return torchvision.datasets.CIFAR10(data_root(), train, steps)
 
 
 def textbook_training(done: Done, name: str) -> None:
@@ -171,9 +171,6 @@ def update(done: Done, name: str, change: str = "") -> None:
     options = {change: True} if change in ("foreach", "fused") else {}
     model, optimizer = build(name, **options)
     model.to(memory_format=where.memory_format).train()
-    if change == "compiled":
-        torch.compiler.reset()  # or it gives up after some networks
-        model.compile()
     batch = cifar10().train[:BATCH].to(where.device)
     images, labels = next(Batches(batch, BATCH, normalisation()))
     images = images.contiguous(memory_format=where.memory_format)
@@ -181,9 +178,7 @@ def update(done: Done, name: str, change: str = "") -> None:
     torch.set_num_threads(1 if change == "one thread" else threads)
     try:
         while True:
-            training.train_step(
-                model, optimizer, images, labels, autocast=where.autocast()
-            )
+            train_step(model, optimizer, images, labels, autocast=where.autocast())
             done(BATCH)
     finally:
         torch.set_num_threads(threads)
@@ -264,7 +259,7 @@ def throughput(names: list[str], plain, ours) -> dict[str, dict]:
 
 def changes(names: list[str], plain, ours) -> dict[str, dict]:
     """Single changes to an update and to `evaluate`, each beside what it changes."""
-    updates = ["contiguous", "foreach", "fused", "compiled", "one thread"]
+    updates = ["contiguous", "foreach", "fused", "one thread"]
     if device_profile().dtype == torch.bfloat16:  # else bf16 would only be emulated
         updates.append("fp32")
     plan = {}
@@ -285,8 +280,8 @@ def set_up(keep_memory: bool) -> None:
     """Prepare a process, which does or does not keep freed memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     multiprocessing.set_start_method(None, force=True)  # workers as in any script
-    if not keep_memory:
-        training._keep_freed_memory = lambda: None
+    if keep_memory:  # for as long as the process lives, as within `fit`
+        FOR_LIFE.enter_context(keeping_freed_memory())
 
 
 def take_turns(plan: dict[str, dict], rounds: int, seconds: float) -> list[dict]:
@@ -363,10 +358,10 @@ def main() -> None:
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=2.5, help="per measurement")
     add("--changes", action="store_true", help="measure single changes instead")
-    home = data.data_home()
+    home = data_home()
     add("--write", nargs="?", const=home, type=Path, help="and draw, to this folder")
     args = parser.parse_args()
-    data.download_cifar10()
+    download_cifar10()
     measured = changes if args.changes else throughput
     models = ["resnet20"] if args.changes else ["resnet18", "resnet20", "resnet56"]
     where = device_profile()

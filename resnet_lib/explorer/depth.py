@@ -6,13 +6,13 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
+from resnet_lib.explorer.controls import Controls
 from resnet_lib.plots import PLAIN, RESIDUAL
-from resnet_lib.widgets.base import Explorer
 
 __all__ = ["DepthExplorer"]
 
 
-class DepthExplorer(Explorer):
+class DepthExplorer(Controls):
     """Loss curves of a plain and a residual stack, at a depth that the reader moves.
 
     `curves` maps a number of layers to a pair of loss curves, (plain, residual), one

@@ -1,28 +1,21 @@
-"""What every widget of the series is made of: controls, words, and a picture."""
+"""Controls over a picture: what a small widget of the series is made of."""
 
 import asyncio
 import functools
 import gc
 import html
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-__all__ = ["Explorer"]
+from resnet_lib.explorer.figure import png
+
+__all__ = ["Controls"]
 
 # A burst of slider moves arrives in this time; a look is over before anyone waits.
 PAUSE = 0.02  # seconds
-
-
-def png(figure: Figure, dpi: float | None = None) -> bytes:
-    """The figure as the bytes of a PNG file, quickly: size matters less than time."""
-    buffer = io.BytesIO()
-    options = {"pil_kwargs": {"compress_level": 1}}
-    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, **options)
-    return buffer.getvalue()
 
 
 @functools.cache
@@ -36,7 +29,7 @@ def spare_the_collector() -> None:
     gc.freeze()
 
 
-class Explorer(widgets.VBox):
+class Controls(widgets.VBox):
     """Controls over a sentence and a picture that follow them.
 
     A subclass makes its `controls`, calls `super().__init__`, and defines `figure()`,

@@ -6,15 +6,15 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
+from resnet_lib.explorer.controls import Controls
 from resnet_lib.plots import PLAIN, RESIDUAL
-from resnet_lib.widgets.base import Explorer
 
 __all__ = ["GradientExplorer"]
 
 COLOURS = {"plain": PLAIN, "residual": RESIDUAL}
 
 
-class GradientExplorer(Explorer):
+class GradientExplorer(Controls):
     """The gradient's norm by layer: of any depth, plain or residual, with BN or not.
 
     `measure(depth, kind, bn)` returns the norms, the first layer first, for kind

@@ -1,0 +1,1413 @@
+// The explorer's view. It draws one or two networks and asks a *backend* for numbers:
+//
+//   state               {get(name), set({name: value}), watch(name => …)}: what is shown
+//   about()             the networks, classes and the strip of pictures
+//   look(question)      every F(x) for one picture, under one lesion, at one iteration
+//   kernel(question)    the weights behind one channel, and the maps they read
+//   judge(question)     how many of 200 test images are right under the lesion
+//   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32
+//
+// In a notebook the backend is PyTorch in the kernel (`kernelBackend` below); the page
+// without a kernel brings another. Read from the bottom: `render`, `mount`, `View`.
+
+const SIZE = 32; // pixels of a picture, each way
+const OWN = -1; // the number of a picture of one's own
+const STEPS = ["x", "f", "sum", "out"];
+const COLOURS = { residual: "#0072B2", plain: "#D55E00", neutral: "#767676" };
+
+// --- small tools ------------------------------------------------------------------------
+
+/** An element: h("button.cls", {onclick, "aria-label": …}, child, "text"). */
+function h(kind, props = {}, ...children) {
+  const [tag, ...classes] = kind.split(".");
+  const element = document.createElement(tag);
+  element.classList.add(...classes);
+  assign(element, props);
+  element.append(...children.flat().filter((child) => child !== null));
+  return element;
+}
+
+/** The same in SVG. */
+function svg(tag, props = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  assign(element, props);
+  element.append(...children);
+  return element;
+}
+
+function assign(element, props) {
+  for (const [name, value] of Object.entries(props)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined)
+      element.setAttribute(name, value);
+  }
+}
+
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+const number = (value, digits = 3) => {
+  const text = value.toFixed(digits);
+  return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
+};
+const percent = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
+
+function softmax(logits) {
+  const top = Math.max(...logits);
+  const powers = logits.map((logit) => Math.exp(logit - top));
+  const total = powers.reduce((a, b) => a + b);
+  return powers.map((power) => power / total);
+}
+
+const best = (values) => values.indexOf(Math.max(...values));
+
+/** Whether the ground under an element is dark, whatever application drew it. */
+function onDarkGround(element) {
+  for (let e = element; e; e = e.parentElement) {
+    const parts = getComputedStyle(e).backgroundColor.match(/[\d.]+/g)?.map(Number);
+    if (parts && (parts.length < 4 || parts[3] > 0.5))
+      return 0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2] < 110;
+  }
+  return false;
+}
+
+/** 256 colours from blue over the ground to red. */
+function palette(dark) {
+  const [low, middle, high] = dark
+    ? [[88, 166, 255], [24, 24, 27], [255, 110, 90]]
+    : [[8, 81, 170], [250, 250, 250], [178, 24, 43]];
+  const table = new Uint8ClampedArray(4 * 256);
+  for (let i = 0; i < 256; i++) {
+    const t = (i - 127.5) / 127.5;
+    const end = t < 0 ? low : high;
+    const share = Math.abs(t) ** 0.8;
+    for (let c = 0; c < 3; c++)
+      table[4 * i + c] = middle[c] + (end[c] - middle[c]) * share;
+    table[4 * i + 3] = 255;
+  }
+  return table;
+}
+
+/** Draw one channel of a tensor, a canvas pixel for each number. */
+function paint(canvas, tensor, channel, limit, colours) {
+  const [, height, width] = tensor.shape;
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== height) canvas.height = height;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  const start = channel * height * width;
+  for (let i = 0; i < height * width; i++) {
+    const value = tensor.data[start + i] / limit;
+    const index = 4 * clamp(Math.round(127.5 + 127.5 * value), 0, 255);
+    for (let c = 0; c < 4; c++) image.data[4 * i + c] = colours[index + c];
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** Draw a picture, Uint8Array of 3·32·32. */
+function paintPicture(canvas, pixels) {
+  canvas.width = canvas.height = SIZE;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(SIZE, SIZE);
+  for (let i = 0; i < SIZE * SIZE; i++) {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = pixels[c * SIZE * SIZE + i];
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+}
+
+// --- arithmetic -------------------------------------------------------------------------
+// The backend sends F(x) of every block, and x where the shortcut does something. The rest
+// is worked out here, in 32 bits as PyTorch does.
+
+const relu = (value) => (value > 0 ? value : 0);
+
+function combine(one, other, rule) {
+  const data = new Float32Array(one.data.length);
+  for (let i = 0; i < data.length; i++) data[i] = rule(one.data[i], other.data[i]);
+  return { data, shape: one.shape };
+}
+
+/** The four steps of every block of a network: {name: {x, f, sum, out}}. */
+export function stepsOf(about, parts, scales) {
+  const first = parts["stem.f"];
+  const steps = {
+    stem: { x: parts.input, f: first, sum: first, out: combine(first, first, relu) },
+  };
+  let before = steps.stem.out;
+  for (const block of about.blocks) {
+    const f = parts[`${block.name}.f`];
+    const x = parts[`${block.name}.x`] ?? before;
+    const scale = scales[block.name] ?? 1;
+    let sum, out;
+    if (block.residual) {
+      sum = combine(f, x, (a, b) => Math.fround(scale * a) + b);
+      out = combine(sum, sum, relu);
+    } else {
+      sum = f; // nothing is added
+      out =
+        scale === 1
+          ? combine(f, f, relu)
+          : combine(f, x, (a, b) => scale * relu(a) + (1 - scale) * b);
+    }
+    steps[block.name] = { x, f, sum, out };
+    before = out;
+  }
+  return steps;
+}
+
+/** For every channel of a tensor its mean absolute value. */
+function strengths(tensor) {
+  const [channels, height, width] = tensor.shape;
+  const area = height * width;
+  return Array.from({ length: channels }, (_, channel) => {
+    let total = 0;
+    for (let i = channel * area; i < (channel + 1) * area; i++)
+      total += Math.abs(tensor.data[i]);
+    return total / area;
+  });
+}
+
+const norm = (tensor) => Math.sqrt(tensor.data.reduce((sum, v) => sum + v * v, 0));
+const largest = (tensor) => tensor.data.reduce((top, v) => Math.max(top, Math.abs(v)), 0);
+
+function at(tensor, channel, row, column) {
+  const [channels, height, width] = tensor.shape;
+  if (channel >= channels || row < 0 || column < 0 || row >= height || column >= width)
+    return 0; // the border of zeros around every map
+  return tensor.data[(channel * height + row) * width + column];
+}
+
+/**
+ * The rectangle of the picture that a pixel of a block's output depends on, as
+ * [first row, last row, first column, last column]. A block that is off lets only its
+ * shortcut through.
+ */
+export function receptiveField(about, scales, block, row, column) {
+  let rows = [row, row];
+  let columns = [column, column];
+  const wider = ([low, high], stride, reach) => [
+    low * stride - reach,
+    high * stride + reach,
+  ];
+  const back = (stride, reach) => {
+    rows = wider(rows, stride, reach);
+    columns = wider(columns, stride, reach);
+  };
+  const last = about.blocks.findIndex((one) => one.name === block);
+  for (let i = last; i >= 0; i--) {
+    const { name, stride } = about.blocks[i];
+    if (scales[name] === 0) {
+      back(stride, 0);
+    } else {
+      back(1, 1); // the second convolution
+      back(stride, 1); // the first
+    }
+  }
+  back(1, 1); // the stem
+  return [...rows, ...columns].map((place) => clamp(place, 0, SIZE - 1));
+}
+
+/**
+ * How one number of F(x) came about: for every channel read its 3×3 window, the weights,
+ * and the sum of their products; then BN.
+ */
+export function workOut({ weights, maps, scale, shift }, row, column) {
+  const channels = [];
+  let total = 0;
+  for (let c = 0; c < maps.shape[0]; c++) {
+    const window = [];
+    const kernel = [];
+    let sum = 0;
+    for (let k = 0; k < 9; k++) {
+      window.push(at(maps, c, row + Math.floor(k / 3) - 1, column + (k % 3) - 1));
+      kernel.push(weights[9 * c + k]);
+      sum += window[k] * kernel[k];
+    }
+    channels.push({ channel: c, window, kernel, sum });
+    total += sum;
+  }
+  return { channels, total, value: scale * total + shift };
+}
+
+// --- pictures ---------------------------------------------------------------------------
+
+const KINDS = [
+  ["89504e470d0a1a0a", "PNG"],
+  ["ffd8ff", "JPEG"],
+  ["47494638", "GIF"],
+  ["424d", "BMP"],
+  ["52494646", "WebP"],
+];
+
+/**
+ * A picture file as Uint8Array 3·32·32: the middle square, shrunk in the browser, so that
+ * a file of any size will do. Throws a sentence for what is no picture.
+ */
+export async function readPicture(file) {
+  const head = new Uint8Array(await file.slice(0, 64).arrayBuffer());
+  const hex = [...head].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const kind = KINDS.find(([start]) => hex.startsWith(start))?.[1];
+  if (!kind) {
+    const svgFile = /svg/.test(file.type) || /\.svg$/i.test(file.name);
+    const why = svgFile ? "it is a drawing (SVG)" : "it is no picture";
+    throw new Error(`${file.name} cannot be shown: ${why}. Choose a PNG or JPEG file.`);
+  }
+  let bitmap;
+  try {
+    const deep = kind === "PNG" && head[24] === 16 && head[25] === 0 && head[28] === 0;
+    bitmap = deep ? await readDeepGrey(file) : await createImageBitmap(file);
+  } catch {
+    throw new Error(`${file.name} cannot be shown: it is damaged. Choose another file.`);
+  }
+  return shrink(bitmap);
+}
+
+/** The middle square of a bitmap or canvas, 32 × 32; what is transparent becomes white. */
+function shrink(source) {
+  let side = Math.min(source.width, source.height);
+  let [left, top] = [(source.width - side) / 2, (source.height - side) / 2];
+  // Halve, and halve again: one large step would skip most pixels.
+  for (let now = source; ; ) {
+    const next = Math.max(SIZE, Math.ceil(side / 2));
+    const canvas = h("canvas", { width: next, height: next });
+    const context = canvas.getContext("2d", { willReadFrequently: next === SIZE });
+    context.fillStyle = "white";
+    context.fillRect(0, 0, next, next);
+    context.imageSmoothingEnabled = side > SIZE;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(now, left, top, side, side, 0, 0, next, next);
+    if (next === SIZE) {
+      const { data } = context.getImageData(0, 0, SIZE, SIZE);
+      return Uint8Array.from({ length: 3 * SIZE * SIZE }, (_, i) => {
+        const [channel, pixel] = [Math.floor(i / SIZE ** 2), i % SIZE ** 2];
+        return data[4 * pixel + channel];
+      });
+    }
+    [now, side, left, top] = [canvas, next, 0, 0];
+  }
+}
+
+/**
+ * A grey PNG of 16 bits. Browsers keep the upper eight, which leaves next to nothing of
+ * 12-bit values (0 to 4,095); so this reads the file itself.
+ */
+async function readDeepGrey(file) {
+  const bytes = new DataView(await file.arrayBuffer());
+  const [width, height] = [bytes.getUint32(16), bytes.getUint32(20)];
+  const pieces = [];
+  for (let place = 8; place + 12 <= bytes.byteLength; ) {
+    const length = bytes.getUint32(place);
+    if (bytes.getUint32(place + 4) === 0x49444154)
+      pieces.push(new Uint8Array(bytes.buffer, place + 8, length)); // IDAT
+    place += 12 + length;
+  }
+  const inflated = new Blob(pieces).stream().pipeThrough(new DecompressionStream("deflate"));
+  const lines = new Uint8Array(await new Response(inflated).arrayBuffer());
+  const pitch = 2 * width;
+  if (lines.length < height * (pitch + 1)) throw new Error("too short");
+  const rows = new Uint8Array(height * pitch);
+  for (let y = 0; y < height; y++) {
+    const filter = lines[y * (pitch + 1)];
+    for (let x = 0; x < pitch; x++) {
+      const a = x >= 2 ? rows[y * pitch + x - 2] : 0;
+      const b = y ? rows[(y - 1) * pitch + x] : 0;
+      const c = x >= 2 && y ? rows[(y - 1) * pitch + x - 2] : 0;
+      const guess = [0, a, b, (a + b) >> 1, paeth(a, b, c)][filter];
+      rows[y * pitch + x] = lines[y * (pitch + 1) + 1 + x] + guess;
+    }
+  }
+  const value = (i) => 256 * rows[2 * i] + rows[2 * i + 1];
+  let top = 0;
+  for (let i = 0; i < width * height; i++) top = Math.max(top, value(i));
+  const steps = top < 4096 ? 16 : 256;
+  const canvas = h("canvas", { width, height });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  for (let i = 0; i < width * height; i++) {
+    image.data.fill(value(i) / steps, 4 * i, 4 * i + 3);
+    image.data[4 * i + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+function paeth(a, b, c) {
+  const [da, db, dc] = [b - c, a - c, a + b - 2 * c].map(Math.abs);
+  return da <= db && da <= dc ? a : db <= dc ? b : c;
+}
+
+// --- the view ---------------------------------------------------------------------------
+
+class View {
+  constructor(root, backend) {
+    this.root = root;
+    this.backend = backend;
+    this.state = backend.state;
+    this.looks = {}; // by network: what the backend said, and the steps worked out
+    this.kernels = new Map();
+    this.hover = null; // the pixel under the pointer
+    this.running = false;
+  }
+
+  async start() {
+    this.veil = h("div.rx-veil", { role: "alert", hidden: true });
+    this.body = h("div.rx-body");
+    this.say = h("div.rx-say", { role: "status", "aria-live": "polite" });
+    this.root.replaceChildren(this.body, this.say, this.veil);
+    this.backend.silent = (words) => this.cover(words);
+    const { about, thumbnails } = await this.backend.about();
+    this.about = about;
+    this.thumbnails = thumbnails;
+    this.build();
+    this.theme();
+    this.unwatch = this.state.watch((name) => this.changed(name));
+    await this.refresh();
+  }
+
+  stop() {
+    this.unwatch?.();
+    this.observer?.disconnect();
+    this.width?.disconnect();
+    clearInterval(this.player);
+    this.gone = true;
+  }
+
+  /** Lay a veil over a picture that nobody answers for; null takes it off. */
+  cover(words) {
+    this.veil.hidden = !words;
+    this.body.inert = Boolean(words);
+    if (!words) return;
+    const saved = this.state.get("saved");
+    this.veil.replaceChildren(h("p", {}, words));
+    if (!this.about && saved?.byteLength) {
+      const address = URL.createObjectURL(new Blob([saved], { type: "image/png" }));
+      const image = h("img.rx-saved", { src: address, alt: this.state.get("words") });
+      this.body.replaceChildren(image);
+    }
+  }
+
+  // - what is shown -
+
+  get net() {
+    return this.about.nets.find((net) => net.title === this.state.get("net"));
+  }
+
+  get block() {
+    const name = this.state.get("block");
+    const block = this.net.blocks.find((one) => one.name === name);
+    return block ?? { name: "stem", channels: this.net.stem, stride: 1, stem: true };
+  }
+
+  get steps() {
+    return this.looks[this.net.title]?.steps[this.block.name];
+  }
+
+  /** The channel shown: the chosen one, or the one where F(x) is strongest. */
+  get channel() {
+    const chosen = this.state.get("channel");
+    const [channels] = this.steps.f.shape;
+    if (chosen >= 0 && chosen < channels) return chosen;
+    return best(strengths(this.steps.f));
+  }
+
+  get pixel() {
+    const [row, column] = this.state.get("pixel");
+    if (row === undefined || !this.steps) return null;
+    const [, height, width] = this.steps.out.shape;
+    return [clamp(row, 0, height - 1), clamp(column, 0, width - 1)];
+  }
+
+  colourOf(net) {
+    return net.blocks[0].residual ? COLOURS.residual : COLOURS.plain;
+  }
+
+  set(values) {
+    this.state.set(values);
+  }
+
+  changed(name) {
+    if (["scales", "picture", "iteration"].includes(name)) this.refresh();
+    else this.draw(name === "net" || name === "block" ? "block" : name);
+  }
+
+  // - questions -
+
+  /** Ask for what the state wants; while an answer is on its way, only the last counts. */
+  async refresh() {
+    this.again = true;
+    if (this.running) return;
+    this.running = true;
+    while (this.again && !this.gone) {
+      this.again = false;
+      const question = {
+        scales: this.state.get("scales"),
+        picture: this.state.get("picture"),
+        iteration: this.state.get("iteration"),
+      };
+      try {
+        this.take(question, await this.backend.look(question));
+      } catch (error) {
+        this.tell(error.message);
+      }
+    }
+    this.running = false;
+  }
+
+  take(question, { pixels, label, nets }) {
+    this.pixels = pixels;
+    this.label = label;
+    this.lesion = question.scales;
+    this.kernels.clear();
+    for (const net of nets) {
+      const about = this.about.nets.find((one) => one.title === net.title);
+      const steps = stepsOf(about, net.parts, question.scales);
+      this.looks[net.title] = { ...net, steps };
+    }
+    this.draw("all");
+    this.root.dataset.looks = Number(this.root.dataset.looks ?? 0) + 1;
+    this.judge(question);
+  }
+
+  /** The accuracy: of 200 images first, then of all, until the lesion changes. */
+  async judge(question) {
+    const key = JSON.stringify([question.scales, question.iteration]);
+    if (key === this.judging) return;
+    this.judging = key;
+    const right = {};
+    let seen = 0;
+    await new Promise((resolve) => setTimeout(resolve, 150)); // the picture comes first
+    while (seen < this.about.judged && this.judging === key && !this.gone) {
+      try {
+        const found = await this.backend.judge({ ...question, start: seen });
+        if (this.judging !== key) return;
+        seen += found.of;
+        for (const [title, count] of Object.entries(found.right))
+          right[title] = (right[title] ?? 0) + count;
+      } catch (error) {
+        return this.tell(error.message);
+      }
+      this.drawAccuracy(right, seen);
+    }
+  }
+
+  async kernel() {
+    const { name } = this.block;
+    const channel = this.channel;
+    const key = [this.net.title, name, channel].join("/");
+    if (!this.kernels.has(key)) {
+      const question = { net: this.net.title, block: name, channel };
+      this.kernels.set(key, this.backend.kernel(question));
+    }
+    return this.kernels.get(key);
+  }
+
+  tell(words) {
+    this.say.textContent = words;
+  }
+
+  // - building, once -
+
+  build() {
+    const { about } = this;
+    this.strip = this.buildStrip();
+    this.picture = h("canvas.rx-map", { role: "img", "aria-label": "the picture" });
+    this.field = h("div.rx-field", { hidden: true });
+    this.answers = h("div.rx-answers");
+    this.accuracy = h("p.rx-accuracy", { role: "status" });
+    this.maps = about.nets.map((net) => this.buildMap(net));
+    this.buildBlock();
+    this.windows = h("div.rx-windows", { role: "region", "aria-label": "the pixel" });
+    this.body.replaceChildren(
+      this.strip,
+      h("div.rx-top", {}, this.framed(this.picture, this.field), this.answers),
+      this.accuracy,
+      ...this.maps.map((map) => map.root),
+      this.blockPanel,
+      this.windows,
+    );
+    this.time = this.buildTime();
+    if (this.time) this.body.append(this.time.root);
+    this.body.append(h("p.rx-note", {}, about.note));
+    this.acceptFiles();
+  }
+
+  framed(canvas, ...over) {
+    return h("div.rx-frame", {}, canvas, ...over);
+  }
+
+  buildStrip() {
+    const { classes, pictures } = this.about;
+    this.thumbs = pictures.map((picture, i) => {
+      const canvas = h("canvas.rx-map");
+      paintPicture(canvas, this.thumbnails.subarray(3072 * i, 3072 * (i + 1)));
+      const words = `${classes[picture.label]}, test image ${picture.index}`;
+      return h(
+        `button.rx-thumb${picture.mistake ? ".rx-mistake" : ""}`,
+        {
+          type: "button",
+          title: picture.mistake ? `${words}: a confident mistake` : words,
+          "aria-label": picture.mistake ? `${words}, a confident mistake` : words,
+          onclick: () => this.set({ picture: picture.index }),
+        },
+        canvas,
+      );
+    });
+    this.roving(this.thumbs);
+    const input = h("input", {
+      type: "file",
+      accept: "image/*",
+      "aria-label": "a picture of your own",
+      onchange: () => input.files[0] && this.load(input.files[0]),
+    });
+    this.padButton = h(
+      "button.rx-button",
+      { type: "button", "aria-expanded": "false", onclick: () => this.togglePad() },
+      "draw one",
+    );
+    this.pad = h("div.rx-pad", { hidden: true });
+    return h(
+      "section.rx-strip",
+      { "aria-label": "pictures" },
+      h("div.rx-thumbs", { role: "group", "aria-label": "test images" }, ...this.thumbs),
+      h(
+        "div.rx-own",
+        {},
+        h("label.rx-button", {}, "open a picture", input),
+        this.padButton,
+        h("span.rx-hint", {}, "or drop or paste one; framed in red: confident mistakes"),
+      ),
+      this.pad,
+    );
+  }
+
+  /** Arrow keys move between the buttons of a group; Tab leaves it. */
+  roving(buttons) {
+    buttons.forEach((button, i) => {
+      button.tabIndex = i ? -1 : 0;
+      button.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+        const to = { Home: buttons[0], End: buttons.at(-1) }[event.key];
+        const next = to ?? (step ? buttons[clamp(i + step, 0, buttons.length - 1)] : null);
+        if (!next) return;
+        event.preventDefault();
+        for (const one of buttons) one.tabIndex = one === next ? 0 : -1;
+        next.focus();
+      });
+    });
+  }
+
+  acceptFiles() {
+    const { root } = this;
+    root.ondragover = (event) => event.preventDefault();
+    root.ondrop = (event) => {
+      event.preventDefault();
+      const [file] = event.dataTransfer.files;
+      if (file) this.load(file);
+    };
+    root.onpaste = (event) => {
+      const [file] = event.clipboardData.files;
+      if (file) this.load(file);
+    };
+  }
+
+  async load(file) {
+    try {
+      await this.showOwn(await readPicture(file));
+      this.tell(`${file.name}: the middle square, shrunk to 32 × 32 pixels.`);
+    } catch (error) {
+      this.tell(error.message);
+    }
+  }
+
+  async showOwn(pixels) {
+    await this.backend.own(pixels);
+    if (this.state.get("picture") === OWN) await this.refresh();
+    else this.set({ picture: OWN });
+  }
+
+  togglePad() {
+    const open = this.pad.hidden;
+    this.pad.hidden = !open;
+    this.padButton.setAttribute("aria-expanded", String(open));
+    if (open && !this.pad.firstChild) buildPad(this.pad, (pixels) => this.showOwn(pixels));
+  }
+
+  buildMap(net) {
+    const nodes = {};
+    const node = (name, label, words) => {
+      const canvas = h("canvas.rx-map");
+      const button = h(
+        "button.rx-node",
+        {
+          type: "button",
+          onclick: () => this.set({ net: net.title, block: name, channel: -1 }),
+        },
+        canvas,
+      );
+      nodes[name] = { button, canvas, label: words };
+      return button;
+    };
+    const cells = [
+      h("div.rx-cell", {}, wire(false, true), node("stem", "stem", "the stem"), h("span.rx-name", {}, "stem")),
+    ];
+    for (const block of net.blocks) {
+      const toggle = h(
+        "button.rx-switch",
+        {
+          type: "button",
+          role: "switch",
+          title: "switch the branch on or off",
+          "aria-label": `branch of ${block.name}, ${net.title}`,
+          onclick: () => this.toggle(block.name),
+        },
+        block.name.replace("layer", ""),
+      );
+      const cell = h(
+        "div.rx-cell",
+        {},
+        wire(block.residual, false, block.stride > 1),
+        node(block.name, block.name, block.name),
+        toggle,
+      );
+      if (block.stride > 1) cell.classList.add("rx-new-stage");
+      nodes[block.name].cell = cell;
+      nodes[block.name].toggle = toggle;
+      cells.push(cell);
+    }
+    const verdict = h("span.rx-verdict");
+    const root = h(
+      "section.rx-net",
+      { "aria-label": `map of the network ${net.title}` },
+      h("h4", {}, net.title, verdict),
+      h("div.rx-cells", {}, ...cells, h("div.rx-cell.rx-head", {}, wire(false, true), h("span.rx-pool", {}, "mean, linear"))),
+    );
+    root.style.setProperty("--rx-net", this.colourOf(net));
+    this.roving(Object.values(nodes).map((one) => one.button));
+    return { net, root, nodes, verdict };
+  }
+
+  toggle(name) {
+    const scales = { ...this.state.get("scales") };
+    if (scales[name] === 0) delete scales[name];
+    else scales[name] = 0;
+    this.set({ scales });
+  }
+
+  buildBlock() {
+    this.blockTitle = h("h4");
+    this.blockWords = h("p.rx-words");
+    this.slider = h("input", {
+      type: "range",
+      min: 0,
+      max: 1,
+      step: 0.05,
+      "aria-label": "factor on the branch F(x)",
+      oninput: () => this.scale(Number(this.slider.value)),
+    });
+    this.sliderValue = h("output");
+    this.whole = h(
+      "button.rx-button",
+      { type: "button", onclick: () => this.set({ scales: {} }) },
+      "make all whole",
+    );
+    this.panels = Object.fromEntries(STEPS.map((step) => [step, this.buildPanel(step)]));
+    this.bar = h("div.rx-bar", { "aria-hidden": "true" });
+    this.tiles = h("div.rx-tiles", { role: "group", "aria-label": "channels, strongest first" });
+    this.sliderRow = h(
+      "div.rx-slider",
+      {},
+      h("label", {}, "F(x) × ", this.slider),
+      this.sliderValue,
+      this.whole,
+    );
+    this.blockPanel = h(
+      "section.rx-block",
+      { "aria-label": "the block" },
+      this.blockTitle,
+      this.blockWords,
+      this.sliderRow,
+      h("div.rx-panels", {}, ...STEPS.map((step) => this.panels[step].root), this.bar),
+      h("details", { open: true }, h("summary", {}, "all channels of F(x), strongest first"), this.tiles),
+    );
+  }
+
+  scale(value) {
+    const scales = { ...this.state.get("scales") };
+    if (value === 1) delete scales[this.block.name];
+    else scales[this.block.name] = value;
+    this.sliderValue.textContent = value.toFixed(2);
+    this.set({ scales });
+  }
+
+  /** One of the four maps: a canvas, a crosshair, its value, and a histogram. */
+  buildPanel(step) {
+    const canvas = h("canvas.rx-map", {
+      tabindex: 0,
+      role: "application",
+      "aria-roledescription": "feature map",
+    });
+    const cross = h("div.rx-cross", { hidden: true });
+    const value = h("output.rx-value");
+    const title = h("figcaption");
+    const place = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const part = (from, size, count) => clamp(Math.floor(((from / size) * count)), 0, count - 1);
+      return [
+        part(event.clientY - box.top, box.height, canvas.height),
+        part(event.clientX - box.left, box.width, canvas.width),
+      ];
+    };
+    canvas.addEventListener("pointermove", (event) => this.point(place(event)));
+    canvas.addEventListener("pointerleave", () => this.point(null));
+    canvas.addEventListener("click", (event) => this.pin(place(event)));
+    canvas.addEventListener("keydown", (event) => this.steer(event));
+    const histogram = svg("svg", {
+      class: "rx-histogram",
+      viewBox: "0 0 100 30",
+      preserveAspectRatio: "none",
+      role: "img",
+    });
+    const root = h("figure.rx-panel", { "data-step": step }, title, this.framed(canvas, cross), value, histogram);
+    return { root, canvas, cross, value, title, histogram };
+  }
+
+  buildTime() {
+    const net = this.about.nets.find((one) => one.kept.length);
+    if (!net) return null;
+    const plot = svg("svg", { viewBox: "0 0 640 130", class: "rx-curves", role: "img" });
+    const slider = h("input", {
+      type: "range",
+      min: 0,
+      max: net.iterations,
+      step: Math.max(1, Math.round(net.iterations / 640)),
+      "aria-label": "iteration",
+      oninput: () => this.set({ iteration: Number(slider.value) }),
+    });
+    const play = h("button.rx-button", { type: "button", onclick: () => this.play(net) }, "play");
+    const words = h("p.rx-words");
+    const root = h(
+      "section.rx-time",
+      { "aria-label": "time" },
+      h("h4", {}, `the training of ${net.title}`),
+      plot,
+      h("div.rx-slider", {}, play, slider),
+      words,
+    );
+    return { net, root, plot, slider, play, words };
+  }
+
+  /** From one kept iteration to the next, until the end. */
+  play({ kept }) {
+    const stop = () => {
+      clearInterval(this.player);
+      this.player = null;
+      this.time.play.textContent = "play";
+    };
+    if (this.player) return stop();
+    this.time.play.textContent = "stop";
+    const now = this.state.get("iteration");
+    let next = now >= kept.at(-1) ? 0 : kept.findIndex((one) => one > now);
+    const step = () => {
+      if (this.gone || next >= kept.length) return stop();
+      this.set({ iteration: kept[next++] });
+    };
+    this.player = setInterval(step, 1200);
+    step();
+  }
+
+  // - pixels -
+
+  point(pixel) {
+    this.hover = pixel;
+    this.drawPixel();
+  }
+
+  pin(pixel) {
+    this.set({ pixel });
+  }
+
+  steer(event) {
+    const move = {
+      ArrowUp: [-1, 0],
+      ArrowDown: [1, 0],
+      ArrowLeft: [0, -1],
+      ArrowRight: [0, 1],
+    }[event.key];
+    if (event.key === "Escape") return this.pin([]);
+    if (!move) return;
+    event.preventDefault();
+    const [, height, width] = this.steps.out.shape;
+    const [row, column] = this.pixel ?? [height >> 1, width >> 1];
+    this.pin([clamp(row + move[0], 0, height - 1), clamp(column + move[1], 0, width - 1)]);
+  }
+
+  // - drawing -
+
+  theme() {
+    const look = () => {
+      const dark = onDarkGround(this.root.parentElement ?? this.root);
+      this.root.classList.toggle("rx-dark", dark);
+      this.colours = palette(dark);
+      if (this.steps) this.draw("all");
+    };
+    look();
+    this.width = new ResizeObserver(([entry]) => {
+      this.root.classList.toggle("rx-narrow", entry.contentRect.width < 600);
+    });
+    this.width.observe(this.root);
+    this.observer = new MutationObserver(look);
+    for (const element of [document.documentElement, document.body])
+      this.observer.observe(element, { attributes: true });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look);
+  }
+
+  draw(what) {
+    if (!this.steps || this.gone) return;
+    if (what === "all") {
+      this.drawPicture();
+      this.drawAnswers();
+      this.drawMaps();
+      this.drawTime();
+    }
+    if (what === "block") this.drawMaps();
+    if (what !== "pixel") this.drawBlock();
+    this.drawPixel();
+    this.drawWindows();
+  }
+
+  drawPicture() {
+    paintPicture(this.picture, this.pixels);
+    const index = this.state.get("picture");
+    this.about.pictures.forEach((picture, i) => {
+      this.thumbs[i].setAttribute("aria-pressed", String(picture.index === index));
+    });
+    this.picture.setAttribute("aria-label", this.caption());
+  }
+
+  caption() {
+    const index = this.state.get("picture");
+    if (index === OWN) return "your own picture";
+    return `test image ${index}, ${this.about.classes[this.label]}`;
+  }
+
+  drawAnswers() {
+    const { classes } = this.about;
+    const hurt = Object.keys(this.lesion).length > 0;
+    const tables = this.about.nets.map((net) => {
+      const look = this.looks[net.title];
+      const [now, whole] = [softmax(look.logits), softmax(look.whole)];
+      const rows = classes.map((name, i) => {
+        const bar = h("div.rx-probability", {}, h("i"), hurt ? h("b") : null);
+        bar.firstChild.style.width = `${100 * now[i]}%`;
+        if (hurt) bar.lastChild.style.width = `${100 * whole[i]}%`;
+        return h(
+          `tr${i === this.label ? ".rx-true" : ""}`,
+          { "data-probability": now[i] },
+          h("th", { scope: "row" }, i === this.label ? `★ ${name}` : name),
+          h("td", {}, bar),
+          h("td.rx-number", {}, percent(now[i])),
+        );
+      });
+      const table = h("table", { "aria-label": `answer of ${net.title}` }, h("caption", {}, net.title), h("tbody", {}, ...rows));
+      table.style.setProperty("--rx-net", this.colourOf(net));
+      return table;
+    });
+    const words = this.caption() + (hurt ? "; the mark: without the lesion" : "");
+    this.answers.replaceChildren(
+      h("p.rx-words", {}, words),
+      h("div.rx-tables", {}, ...tables),
+    );
+  }
+
+  drawAccuracy(right, seen) {
+    const words = Object.entries(right).map(
+      ([title, count]) => `${title} ${(100 * count / seen).toFixed(1)} %`,
+    );
+    const more = seen < this.about.judged ? `, going on to ${this.about.judged.toLocaleString("en")}` : "";
+    this.accuracy.textContent = `right of ${seen.toLocaleString("en")} test images: ${words.join(", ")}${more}`;
+    this.accuracy.dataset.seen = seen;
+    for (const [title, count] of Object.entries(right))
+      this.accuracy.dataset[title.replace(/\W/g, "")] = count;
+  }
+
+  drawMaps() {
+    const scales = this.lesion;
+    for (const { net, nodes, verdict } of this.maps) {
+      const { steps, logits, shown } = this.looks[net.title];
+      const answer = softmax(logits);
+      const sure = best(answer);
+      const blocks = net.blocks.length;
+      const off = net.blocks.filter((block) => scales[block.name] === 0).length;
+      const paths = net.blocks[0].residual
+        ? `2${superscript(blocks - off)} = ${(2 ** (blocks - off)).toLocaleString("en")} path${blocks === off ? "" : "s"}`
+        : off ? `${blocks - off} of ${blocks} blocks` : "1 path";
+      const when = shown >= 0 && net.kept.length ? `, iteration ${shown.toLocaleString("en")}` : "";
+      verdict.textContent = `${this.about.classes[sure]} ${percent(answer[sure])} · ${paths}${when}`;
+      for (const [name, node] of Object.entries(nodes)) {
+        const { out } = steps[name];
+        const strength = strengths(out);
+        const channel = best(strength);
+        const area = out.shape[1] * out.shape[2];
+        const one = out.data.subarray(channel * area, (channel + 1) * area);
+        const limit = one.reduce((top, v) => Math.max(top, Math.abs(v)), 0) || 1;
+        paint(node.canvas, out, channel, limit, this.colours);
+        const scale = scales[name] ?? 1;
+        const chosen = net === this.net && name === this.block.name;
+        node.button.setAttribute("aria-pressed", String(chosen));
+        const state = scale === 1 ? "" : scale === 0 ? ", off" : `, F(x) times ${scale}`;
+        node.button.setAttribute("aria-label", `${node.label}, ${net.title}${state}`);
+        node.toggle?.setAttribute("aria-checked", String(scale !== 0));
+        node.cell?.style.setProperty("--rx-scale", Math.max(0.15, scale));
+        node.cell?.classList.toggle("rx-off", scale === 0);
+      }
+    }
+  }
+
+  drawBlock() {
+    const { net, block, steps, channel } = this;
+    const scale = this.lesion[block.name] ?? 1;
+    const [channels, height, width] = steps.out.shape;
+    this.blockTitle.textContent = `${net.title}, ${block.name}: ${channels} channels of ${height} × ${width}; channel ${channel}`;
+    const ratio = norm(steps.f) / norm(steps.x);
+    this.blockWords.textContent = block.stem
+      ? "The stem: a 3×3 convolution and BN make F(x) from the picture; a ReLU clips it."
+      : block.residual
+        ? `‖F(x)‖ / ‖x‖ = ${ratio.toFixed(2)}${block.identity ? "" : "; x is what the shortcut makes of the input"}. Blue is negative, red is positive.`
+        : "A plain block adds nothing: its output is F(x) after the ReLU. x is its input.";
+    this.sliderRow.hidden = Boolean(block.stem);
+    if (document.activeElement !== this.slider) this.slider.value = scale;
+    this.slider.setAttribute("aria-valuetext", `F(x) times ${scale}`);
+    this.sliderValue.textContent = scale.toFixed(2);
+    this.whole.disabled = !Object.keys(this.lesion).length;
+    const shown = block.stem ? ["f", "out"] : block.residual ? STEPS : ["x", "f", "out"];
+    const limit = Math.max(...shown.map((step) => largest(channelOf(steps[step], channel)))) || 1;
+    const times = scale === 1 ? "" : `${scale.toFixed(2)}·`;
+    const titles = { x: "x", f: "F(x)", sum: `${times}F(x) + x`, out: "after ReLU" };
+    for (const step of STEPS) {
+      const panel = this.panels[step];
+      panel.root.hidden = !shown.includes(step);
+      if (panel.root.hidden) continue;
+      panel.title.textContent = titles[step];
+      paint(panel.canvas, steps[step], channel, limit, this.colours);
+      panel.canvas.setAttribute(
+        "aria-label",
+        `${titles[step]}, channel ${channel} of ${block.name}; arrow keys move the crosshair`,
+      );
+      this.drawHistogram(panel.histogram, steps[step], titles[step], block.stem ? COLOURS.neutral : this.colourOf(net));
+    }
+    this.drawBar(limit);
+    this.drawTiles(channel);
+  }
+
+  drawBar(limit) {
+    const canvas = h("canvas.rx-map");
+    const ramp = Float32Array.from({ length: 64 }, (_, i) => limit * (1 - i / 31.5));
+    paint(canvas, { data: ramp, shape: [1, 64, 1] }, 0, limit, this.colours);
+    const mark = (value) => h("span", {}, number(value, 2));
+    this.bar.replaceChildren(canvas, h("div", {}, mark(limit), mark(0), mark(-limit)));
+  }
+
+  /** Counts of all values of a step, over all channels, on a logarithmic axis. */
+  drawHistogram(element, tensor, title, colour) {
+    const limit = largest(tensor) || 1;
+    const bins = new Array(41).fill(0);
+    for (const value of tensor.data) bins[Math.round(20 + (20 * value) / limit)]++;
+    const top = Math.log1p((100 * Math.max(...bins)) / tensor.data.length);
+    const bars = bins.map((count, i) => {
+      const height = (29 * Math.log1p((100 * count) / tensor.data.length)) / top;
+      return svg("rect", { x: (100 * i) / 41, y: 30 - height, width: 2.3, height, fill: colour });
+    });
+    const below = tensor.data.reduce((n, v) => n + (v < 0), 0) / tensor.data.length;
+    element.setAttribute(
+      "aria-label",
+      `histogram of ${title} over all channels, from ${number(-limit, 2)} to ${number(limit, 2)}: ${percent(below)} below zero`,
+    );
+    const middle = svg("line", { x1: 50, x2: 50, y1: 0, y2: 30, class: "rx-axis" });
+    const label = svg("title");
+    label.textContent = element.getAttribute("aria-label");
+    element.replaceChildren(label, ...bars, middle);
+  }
+
+  drawTiles(channel) {
+    const { f } = this.steps;
+    const key = `${this.root.dataset.looks}/${this.net.title}/${this.block.name}/${this.root.className}`;
+    if (this.tiles.dataset.key !== key) {
+      this.tiles.dataset.key = key;
+      const strength = strengths(f);
+      const order = [...strength.keys()].sort((a, b) => strength[b] - strength[a]);
+      const limit = largest(f) * 0.7 || 1;
+      this.tileButtons = order.map((number_) => {
+        const canvas = h("canvas.rx-map");
+        paint(canvas, f, number_, limit, this.colours);
+        return h(
+          "button.rx-tile",
+          {
+            type: "button",
+            "data-channel": number_,
+            "aria-label": `channel ${number_}, mean size ${strength[number_].toFixed(2)}`,
+            title: `channel ${number_}`,
+            onclick: () => this.set({ channel: number_ }),
+          },
+          canvas,
+        );
+      });
+      this.roving(this.tileButtons);
+      this.tiles.replaceChildren(...this.tileButtons);
+    }
+    for (const button of this.tileButtons)
+      button.setAttribute("aria-pressed", String(Number(button.dataset.channel) === channel));
+  }
+
+  /** Crosshair, values and receptive field: of the pointer, or of the pinned pixel. */
+  drawPixel() {
+    if (!this.steps) return;
+    const pixel = this.hover ?? this.pixel;
+    const { steps, channel, block, net } = this;
+    const [, height, width] = steps.out.shape;
+    for (const step of STEPS) {
+      const { cross, value } = this.panels[step];
+      const tensor = steps[step];
+      cross.hidden = !pixel;
+      if (pixel) {
+        const [row, column] = pixel;
+        const [, rows, columns] = tensor.shape;
+        cross.style.left = `${(100 * column) / columns}%`;
+        cross.style.top = `${(100 * row) / rows}%`;
+        cross.style.width = `${100 / columns}%`;
+        cross.style.height = `${100 / rows}%`;
+        const exact = at(tensor, channel, row, column);
+        value.textContent = number(exact);
+        value.dataset.value = exact;
+      } else {
+        value.textContent = " ";
+        delete value.dataset.value;
+      }
+    }
+    this.field.hidden = !pixel;
+    if (!pixel) return;
+    const clipped = [clamp(pixel[0], 0, height - 1), clamp(pixel[1], 0, width - 1)];
+    const [top, bottom, left, right] = receptiveField(net, this.lesion, block.name, ...clipped);
+    const part = (places) => `${(100 * places) / SIZE}%`;
+    this.field.style.cssText = `left:${part(left)};top:${part(top)};width:${part(right - left + 1)};height:${part(bottom - top + 1)}`;
+    this.field.dataset.size = `${bottom - top + 1} × ${right - left + 1}`;
+  }
+
+  /** The arithmetic behind the pinned pixel. */
+  async drawWindows() {
+    const { pixel, block, channel } = this;
+    if (!pixel) {
+      const words = "Point at a map to read its values and to see the patch of the picture that this pixel sees. Click it to see its arithmetic.";
+      this.windows.replaceChildren(h("p.rx-hint", {}, words));
+      return;
+    }
+    let kernel;
+    try {
+      kernel = await this.kernel();
+    } catch (error) {
+      return this.tell(error.message);
+    }
+    if (this.gone || pixel.join() !== this.pixel?.join() || block.name !== this.block.name) return;
+    const [row, column] = pixel;
+    const found = workOut(kernel, row, column);
+    const order = [...found.channels].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum));
+    const shown = order.slice(0, 3);
+    const rest = order.slice(3).reduce((sum, one) => sum + one.sum, 0);
+    const limits = ["window", "kernel"].map((what) =>
+      Math.max(...shown.flatMap((one) => one[what].map(Math.abs)), 1e-9),
+    );
+    const what = block.stem ? "picture channel" : "inner channel";
+    const rows = shown.map((one) =>
+      h(
+        "div.rx-product",
+        {},
+        h("span.rx-name", {}, `${what} ${one.channel}`),
+        this.grid(one.window, limits[0], "window"),
+        "×",
+        this.grid(one.kernel, limits[1], "weights"),
+        h("span", {}, `sum ${number(one.sum)}`),
+      ),
+    );
+    const { steps } = this;
+    const values = Object.fromEntries(STEPS.map((step) => [step, at(steps[step], channel, row, column)]));
+    const field = receptiveField(this.net, this.lesion, block.name, row, column);
+    const scale = this.lesion[block.name] ?? 1;
+    const lines = [
+      `Pixel (${row}, ${column}), channel ${channel}. It sees ${field[1] - field[0] + 1} × ${field[3] - field[2] + 1} pixels of the picture.`,
+      `All windows: ${number(found.total)}. BN: ${number(kernel.scale)} × ${number(found.total)} ${kernel.shift < 0 ? "−" : "+"} ${number(Math.abs(kernel.shift))} = ${number(found.value)} = F(x).`,
+    ];
+    if (block.residual) {
+      const branch = scale === 1 ? number(values.f) : `${scale} × ${number(values.f)}`;
+      lines.push(`The addition: ${branch} ${values.x < 0 ? "−" : "+"} ${number(Math.abs(values.x))} = ${number(values.sum)}.`);
+    }
+    lines.push(
+      values.sum < 0 && values.out === 0
+        ? `The ReLU clips it to 0.`
+        : `After the ReLU: ${number(values.out)}.`,
+    );
+    this.windows.replaceChildren(
+      h("h4", {}, "how this number came about"),
+      h("div.rx-products", {}, ...rows),
+      h("p.rx-words", {}, order.length > 3 ? `and ${order.length - 3} more channels, together ${number(rest)}` : ""),
+      ...lines.map((line) => h("p.rx-words", {}, line)),
+    );
+    Object.assign(this.windows.dataset, {
+      total: found.total,
+      value: found.value,
+      pixel: `${row},${column}`,
+      block: block.name,
+    });
+  }
+
+  grid(values, limit, label) {
+    const words = `${label}: ${values.map((v) => number(v, 2)).join(", ")}`;
+    const cells = values.map((value) => {
+      const index = 4 * clamp(Math.round(127.5 + (127.5 * value) / limit), 0, 255);
+      const [r, g, b] = this.colours.subarray(index, index + 3);
+      const cell = h("span", {}, number(value, 2));
+      cell.style.background = `rgb(${r},${g},${b})`;
+      cell.style.color = 0.3 * r + 0.59 * g + 0.11 * b > 128 ? "#000" : "#fff";
+      return cell;
+    });
+    return h("span.rx-grid", { role: "img", "aria-label": words }, ...cells);
+  }
+
+  drawTime() {
+    if (!this.time) return;
+    const { net, plot, slider, words } = this.time;
+    const iteration = this.state.get("iteration");
+    if (document.activeElement !== slider) slider.value = iteration;
+    slider.setAttribute("aria-valuetext", `iteration ${iteration}`);
+    const x = (i) => 40 + (590 * i) / net.iterations;
+    const curves = [net.curves.train_error, net.curves.test_error];
+    const top = Math.min(100, Math.max(...curves.flat().map(([, error]) => error)));
+    const y = (error) => 105 - (95 * error) / top;
+    const line = (points, style) =>
+      svg("polyline", {
+        points: points.map(([i, error]) => `${x(i)},${y(error)}`).join(" "),
+        class: style,
+      });
+    const text = (at, down, value, anchor = "middle") => {
+      const element = svg("text", { x: at, y: down, "text-anchor": anchor });
+      element.textContent = value;
+      return element;
+    };
+    const marks = net.kept.map((kept) => svg("path", { d: `M${x(kept)} 107 l4 7 h-8 z`, class: "rx-kept" }));
+    plot.replaceChildren(
+      svg("line", { x1: 40, x2: 630, y1: 105, y2: 105, class: "rx-axis" }),
+      line(curves[0], "rx-train"),
+      line(curves[1], "rx-test"),
+      svg("line", { x1: x(iteration), x2: x(iteration), y1: 5, y2: 105, class: "rx-now" }),
+      ...marks,
+      text(36, y(top) + 4, `${top.toFixed(0)} %`, "end"),
+      text(36, 108, "0", "end"),
+      text(630, 126, net.iterations.toLocaleString("en"), "end"),
+      text(335, 126, "iteration; triangles: weights were kept"),
+      text(626, 16, "training error (line), test error (dashed)", "end"),
+    );
+    const { shown } = this.looks[net.title];
+    const kept = net.kept.includes(iteration);
+    const lines = [`Iteration ${iteration.toLocaleString("en")}.`];
+    if (shown === null) lines.push("No weights were kept so early: the final network is shown.");
+    else if (!kept) lines.push(`No weights of this iteration: shown are those of ${shown.toLocaleString("en")}.`);
+    if (shown === 0)
+      lines.push(
+        "The network is untrained. In evaluation mode its BN layers divide by running statistics that nobody has measured yet, so its numbers grow from block to block and the softmax looks certain. It knows nothing.",
+      );
+    words.textContent = lines.join(" ");
+    plot.setAttribute("aria-label", `error of ${net.run} by iteration, at ${iteration}`);
+  }
+}
+
+const superscript = (n) => [...String(n)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
+
+function channelOf(tensor, channel) {
+  const area = tensor.shape[1] * tensor.shape[2];
+  return { data: tensor.data.subarray(channel * area, (channel + 1) * area) };
+}
+
+/** The way past a node: a line, and over a residual block the shortcut's arc and its +. */
+function wire(residual, plain, strided = false) {
+  const parts = [svg("path", { d: "M0 30 H64", class: "rx-line" })];
+  if (residual) {
+    parts.push(svg("path", { d: "M4 30 C4 2 56 2 56 30", class: `rx-arc${strided ? " rx-strided" : ""}` }));
+    parts.push(svg("circle", { cx: 56, cy: 30, r: 5.5, class: "rx-plus" }));
+    parts.push(svg("path", { d: "M53 30 h6 M56 27 v6", class: "rx-line" }));
+  }
+  return svg("svg", { viewBox: "0 0 64 37", class: "rx-wire", "aria-hidden": "true" }, ...parts);
+}
+
+/** A pad to draw on, by pointer or with arrow keys and the space bar. */
+function buildPad(root, done) {
+  const canvas = h("canvas", {
+    width: 128,
+    height: 128,
+    tabindex: 0,
+    role: "application",
+    "aria-label": "drawing pad; arrow keys move the pen, the space bar puts it down or lifts it",
+  });
+  const context = canvas.getContext("2d");
+  const colour = h("input", { type: "color", value: "#20508c", "aria-label": "colour" });
+  const clear = () => {
+    context.fillStyle = "#cfe3f2";
+    context.fillRect(0, 0, 128, 128);
+  };
+  let pen = null;
+  let down = false;
+  const to = (x, y) => {
+    if (pen && down) {
+      Object.assign(context, { strokeStyle: colour.value, lineWidth: 9, lineCap: "round" });
+      context.beginPath();
+      context.moveTo(...pen);
+      context.lineTo(x, y);
+      context.stroke();
+    }
+    pen = [x, y];
+  };
+  const place = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top].map((v) => (v * 128) / box.width);
+  };
+  canvas.onpointerdown = (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    pen = place(event);
+    down = true;
+    to(...pen);
+  };
+  canvas.onpointermove = (event) => event.buttons && to(...place(event));
+  canvas.onpointerup = () => {
+    down = false;
+    done(shrink(canvas));
+  };
+  canvas.onkeydown = (event) => {
+    const move = { ArrowUp: [0, -4], ArrowDown: [0, 4], ArrowLeft: [-4, 0], ArrowRight: [4, 0] }[event.key];
+    if (event.key === " ") down = !down;
+    else if (!move) return;
+    event.preventDefault();
+    pen ??= [64, 64];
+    if (move) to(clamp(pen[0] + move[0], 0, 127), clamp(pen[1] + move[1], 0, 127));
+    done(shrink(canvas));
+  };
+  clear();
+  const empty = h("button.rx-button", { type: "button", onclick: () => { clear(); done(shrink(canvas)); } }, "clear");
+  root.append(canvas, h("div", {}, colour, empty));
+}
+
+// --- backends ---------------------------------------------------------------------------
+
+const WAIT = 8000; // milliseconds for an answer from the kernel
+
+/** PyTorch in the kernel behind an anywidget model. */
+export function kernelBackend(model) {
+  const waiting = new Map();
+  const me = Math.random().toString(36).slice(2);
+  let count = 0;
+  const names = ["net", "block", "channel", "pixel", "scales", "picture", "iteration"];
+  const backend = {
+    silent: () => {},
+    state: {
+      get: (name) => model.get(name),
+      set(values) {
+        for (const [name, value] of Object.entries(values)) model.set(name, value);
+        model.save_changes();
+        if (Date.now() - heard > 15000) ask("ping").catch(() => {});
+      },
+      watch(tell) {
+        const handlers = names.map((name) => [`change:${name}`, () => tell(name)]);
+        const again = (content) => content.kind === "again" && tell("picture");
+        for (const [event, handler] of handlers) model.on(event, handler);
+        model.on("msg:custom", again);
+        return () => {
+          for (const [event, handler] of handlers) model.off(event, handler);
+          model.off("msg:custom", again);
+        };
+      },
+    },
+    async about() {
+      const { about, buffers } = await ask("about");
+      return { about, thumbnails: new Uint8Array(buffers[0]) };
+    },
+    async look(question) {
+      const { nets, label, buffers } = await ask("look", question);
+      return {
+        pixels: new Uint8Array(buffers[0]),
+        label,
+        nets: nets.map((net, i) => ({ ...net, parts: cut(net.parts, new Float32Array(buffers[i + 1])) })),
+      };
+    },
+    async kernel(question) {
+      const { scale, shift, shape, buffers } = await ask("kernel", question);
+      const [weights, data] = buffers.map((buffer) => new Float32Array(buffer));
+      return { scale, shift, weights, maps: { data, shape } };
+    },
+    judge: (question) => ask("judge", question),
+    own: (pixels) => ask("own", {}, [pixels.buffer]),
+    stop: () => model.off("msg:custom", hear),
+  };
+  let heard = Date.now();
+
+  function hear(content, buffers) {
+    const question = waiting.get(content.id);
+    if (!question) return;
+    heard = Date.now();
+    waiting.delete(content.id);
+    clearTimeout(question.timer);
+    backend.silent(null);
+    if (content.error) return question.reject(new Error(content.error));
+    // Copies: the kernel's views need not begin at a multiple of four bytes.
+    const copies = buffers.map((view) =>
+      view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength),
+    );
+    question.resolve({ ...content, buffers: copies });
+  }
+
+  function ask(kind, body = {}, buffers = []) {
+    const id = `${me}-${count++}`;
+    return new Promise((resolve, reject) => {
+      const missed = () => backend.silent("The kernel does not answer. Run this cell to use the explorer; if another cell is running, it goes on after that.");
+      const timer = setTimeout(missed, WAIT);
+      waiting.set(id, { resolve, reject, timer });
+      try {
+        model.send({ kind, id, ...body }, undefined, buffers);
+      } catch {
+        clearTimeout(timer);
+        missed();
+      }
+    });
+  }
+
+  model.on("msg:custom", hear);
+  return backend;
+}
+
+/** One long array as tensors by name: parts are [name, shape]. */
+function cut(parts, numbers) {
+  let start = 0;
+  return Object.fromEntries(
+    parts.map(([name, shape]) => {
+      const length = shape.reduce((a, b) => a * b);
+      const data = numbers.subarray(start, start + length);
+      start += length;
+      return [name, { data, shape }];
+    }),
+  );
+}
+
+/** Draw an explorer into an element; returns what takes it away again. */
+export function mount(element, backend) {
+  const root = h("div.rx");
+  element.append(root);
+  const view = new View(root, backend);
+  view.start().catch((error) => view.tell(error.message));
+  root.view = view;
+  return () => {
+    view.stop();
+    backend.stop?.();
+    root.remove();
+  };
+}
+
+export default {
+  render({ model, el }) {
+    return mount(el, kernelBackend(model));
+  },
+};

@@ -1,0 +1,444 @@
+"""The explorer: open a network in the browser, block by block and pixel by pixel.
+
+The view is drawn by `explorer.js`. It asks, and this side answers from PyTorch; in a
+page without a kernel another backend gives the same answers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import anywidget
+import torch
+import traitlets
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from resnet_lib.basic_block import BasicBlock
+from resnet_lib.data import Dataset, Normalisation
+from resnet_lib.explorer.inside import Inside, kernel_of, look_inside, way_around
+from resnet_lib.explorer.pictures import read_picture
+from resnet_lib.probes import LesionedNet, block_names, confident_mistakes, path_lengths
+from resnet_lib.runs import Run
+
+__all__ = ["Explorer", "describe_net", "pictures_for"]
+
+HERE = Path(__file__).parent
+OWN = -1  # the number of a picture that is not in the test set
+CHUNK = 200  # test images judged in one answer
+
+
+def describe_net(title: str, model: nn.Module, run: Run | None = None) -> dict:
+    """What the view has to know of one network before it draws the map."""
+    blocks = []
+    for name in block_names(model):
+        block = model.get_submodule(name)
+        blocks.append(
+            {
+                "name": name,
+                "channels": block.conv2.out_channels,
+                "stride": block.conv1.stride[0],
+                "residual": isinstance(block, BasicBlock),
+                "identity": isinstance(way_around(block), nn.Identity),
+            }
+        )
+    about = {"title": title, "stem": model.conv1.out_channels, "blocks": blocks}
+    about |= {"kept": [], "curves": {}}
+    if run is not None:
+        about |= {"run": run.name, "iterations": run.recipe["iterations"]}
+        if run.snapshots:
+            about |= {"kept": kept_by(run), "curves": curves_of(run)}
+    return about
+
+
+def kept_by(run: Run) -> list[int]:
+    """The iterations at which the explorer can show the network, the last included."""
+    return sorted({*run.snapshots, run.recipe["iterations"]})
+
+
+def curves_of(run: Run) -> dict[str, list]:
+    """Error in percent by iteration, as (iteration, error) pairs, and the rate."""
+    curves = {}
+    for column in ("train_error", "test_error"):
+        rows = run.history[["iteration", column]].dropna()
+        values = (100 * rows[column]).round(2)
+        curves[column] = list(zip(rows["iteration"].tolist(), values, strict=True))
+    rates = run.history[["iteration", "lr"]].dropna()
+    change = rates[rates["lr"].diff() != 0]
+    curves["lr"] = list(zip(change["iteration"].tolist(), change["lr"], strict=True))
+    return curves
+
+
+def pictures_for(data: Dataset, mistakes: Sequence[int] = (), each: int = 2) -> list:
+    """The strip of pictures: `each` per class, then `mistakes`, by test index."""
+    labels = data.test.labels
+    strip = []
+    for number in range(len(data.classes)):
+        found = (labels == number).nonzero().flatten()[:each].tolist()
+        strip += [{"index": i, "label": number, "mistake": False} for i in found]
+    strip += [
+        {"index": int(i), "label": int(labels[i]), "mistake": True} for i in mistakes
+    ]
+    return strip
+
+
+class Explorer(anywidget.AnyWidget):
+    """One or two networks, opened: their map, a block, a pixel, a lesion, their past.
+
+    `nets` are networks or recorded runs by title, such as {"residual": run, "plain":
+    twin}; a run that kept weights along its way can be played back. `data` gives the
+    pictures, `normalisation` what the networks were trained with (by default that of
+    the training images). Used in notebook 06.
+
+    Everything that is shown can be read and set:
+
+    - `net`, `block` ("stem", "layer2.0", …), `channel` (-1: the strongest)
+    - `pixel`: () or (row, column) of the block's maps
+    - `scales`: the factor on each weakened branch, by block name; see `probes.lesion`
+    - `picture`: a test image's index; `show()` takes any other picture
+    - `iteration`: where the run stands; the latest weights kept until then are shown
+
+    `figure()` draws the same for paper. Raises ValueError for no network or more than
+    two, and TraitError for a state that is not there.
+    """
+
+    _esm = HERE / "explorer.js"
+    _css = HERE / "explorer.css"
+
+    net = traitlets.Unicode().tag(sync=True)
+    block = traitlets.Unicode().tag(sync=True)
+    channel = traitlets.Int(-1).tag(sync=True)
+    pixel = traitlets.List(traitlets.Int()).tag(sync=True)
+    scales = traitlets.Dict().tag(sync=True)
+    picture = traitlets.Int(0).tag(sync=True)
+    iteration = traitlets.Int(-1).tag(sync=True)
+    saved = traitlets.Bytes(b"").tag(sync=True)  # for a page without a kernel
+    words = traitlets.Unicode().tag(sync=True)  # the same, said
+
+    def __init__(
+        self,
+        nets: Mapping[str, nn.Module | Run],
+        data: Dataset,
+        normalisation: Normalisation | None = None,
+        judged: int = 1_000,
+        **state,
+    ) -> None:
+        if not 1 <= len(nets) <= 2:
+            raise ValueError(
+                f"Give one network or two, by title, not {len(nets)}: "
+                '{"residual": model, "plain": twin}.'
+            )
+        self.runs = {title: n for title, n in nets.items() if isinstance(n, Run)}
+        self.models = {  # the final ones
+            title: n.model() if isinstance(n, Run) else n.eval()
+            for title, n in nets.items()
+        }
+        self.data = data
+        self.normalisation = normalisation or Normalisation.of(_trained_on(data, nets))
+        self.judged = data.test[:judged]
+        self.own: Tensor | None = None  # uint8 (3, 32, 32)
+        self.past: dict[tuple[str, int], nn.Module] = {}  # as they were, by iteration
+        self.wholes: dict[str, tuple] = {}
+        self.lesioned: dict[tuple, LesionedNet] = {}  # with what it judges
+        first = next(iter(self.models))
+        start = {
+            "net": first,
+            "block": block_names(self.models[first])[0],
+            "iteration": max((kept_by(r)[-1] for r in self.runs.values()), default=-1),
+        }
+        super().__init__(**(start | state))
+        self.on_msg(self._answer)
+        self._save()
+
+    # --- state ------------------------------------------------------------------------
+
+    @traitlets.validate("net")
+    def _check_net(self, proposal: dict) -> str:
+        return self._one_of("network", proposal["value"], list(self.models))
+
+    @traitlets.validate("block")
+    def _check_block(self, proposal: dict) -> str:
+        return self._one_of("block", proposal["value"], ["stem", *self.blocks])
+
+    @traitlets.validate("scales")
+    def _check_scales(self, proposal: dict) -> dict:
+        for name, scale in proposal["value"].items():
+            self._one_of("block", name, self.blocks)
+            if not isinstance(scale, int | float) or not 0 <= scale <= 1:
+                raise traitlets.TraitError(
+                    f"{name} is scaled by {scale}: give a number from 0 to 1."
+                )
+        return proposal["value"]
+
+    @traitlets.validate("picture")
+    def _check_picture(self, proposal: dict) -> int:
+        count = len(self.data.test)
+        if not OWN <= proposal["value"] < count:
+            raise traitlets.TraitError(
+                f"There is no test image {proposal['value']}: choose from 0 to "
+                f"{count - 1}, or give a picture of your own to show()."
+            )
+        return proposal["value"]
+
+    @staticmethod
+    def _one_of(what: str, value: str, offer: list[str]) -> str:
+        if value not in offer:
+            raise traitlets.TraitError(f"No {what} {value!r}: choose from {offer}.")
+        return value
+
+    @property
+    def blocks(self) -> list[str]:
+        """The names of all blocks, in the order in which they run."""
+        names = (name for model in self.models.values() for name in block_names(model))
+        return list(dict.fromkeys(names))
+
+    def show(self, picture: Tensor | bytes | str | Path) -> None:
+        """Show a picture of one's own: a file, its bytes, or uint8 (3, 32, 32).
+
+        Raises ValueError, in words, for what is no picture.
+        """
+        if isinstance(picture, str | Path):
+            picture = Path(picture).expanduser().read_bytes()
+        if not isinstance(picture, Tensor):
+            picture = read_picture(picture)
+        if tuple(picture.shape) != (3, 32, 32) or picture.dtype != torch.uint8:
+            raise ValueError(
+                f"A picture is uint8 of shape (3, 32, 32), not {picture.dtype} of "
+                f"{tuple(picture.shape)}."
+            )
+        self.own = picture.cpu()
+        self.picture = OWN
+        self.send({"kind": "again"})
+
+    def link(self, other: "Explorer") -> None:
+        """Let two explorers show the same block, channel, pixel, picture and lesion."""
+        for name in ("block", "channel", "pixel", "picture", "scales"):
+            traitlets.link((self, name), (other, name))
+
+    # --- numbers ----------------------------------------------------------------------
+
+    @property
+    def image(self) -> Tensor:
+        """The picture shown, uint8 (3, 32, 32); black until one's own is there."""
+        if self.picture != OWN:
+            return self.data.test.images[self.picture]
+        return (
+            torch.zeros(3, 32, 32, dtype=torch.uint8) if self.own is None else self.own
+        )
+
+    @property
+    def label(self) -> int | None:
+        return None if self.picture == OWN else int(self.data.test.labels[self.picture])
+
+    def shown(self, title: str, iteration: int | None = None) -> int | None:
+        """The iteration whose weights are shown; None where the run kept none so far.
+
+        -1 for a network that has no past.
+        """
+        run = self.runs.get(title)
+        if run is None or not run.snapshots:
+            return -1
+        now = self.iteration if iteration is None else iteration
+        return max((kept for kept in kept_by(run) if kept <= now), default=None)
+
+    def model(self, title: str, iteration: int | None = None) -> nn.Module:
+        """The network as it is shown."""
+        shown = self.shown(title, iteration)
+        run = self.runs.get(title)
+        if shown in (-1, None) or shown not in run.snapshots:
+            return self.models[title]
+        if (title, shown) not in self.past:
+            self.past[title, shown] = run.model(shown)
+        return self.past[title, shown]
+
+    def look(self, title: str, scales: Mapping[str, float] | None = None) -> Inside:
+        """Every number of one network for the picture shown, by default as shown."""
+        model = self.model(title)
+        mine = set(block_names(model))
+        scales = self.scales if scales is None else scales
+        scales = {name: scale for name, scale in scales.items() if name in mine}
+        return look_inside(model, self.normalisation(self.image[None]), scales)
+
+    @property
+    def probabilities(self) -> dict[str, Tensor]:
+        """(classes,) for the picture shown, by network, under the lesion."""
+        return {title: self.look(title).logits[0].softmax(0) for title in self.models}
+
+    def right(self, title: str, start: int = 0, count: int = CHUNK) -> int:
+        """How many of the test images from `start` on are right under the lesion."""
+        part = self.judged[start : start + count]
+        key = (title, self.shown(title), start)
+        if key not in self.lesioned:
+            here = [k for k in self.lesioned if k[0] == title and k[1] != key[1]]
+            for old in here:  # of another iteration
+                del self.lesioned[old]
+            x = self.normalisation(part.images)
+            self.lesioned[key] = LesionedNet(self.model(title), x)
+        judge = self.lesioned[key]
+        scales = {name: s for name, s in self.scales.items() if name in judge.names}
+        return int((judge(scales).argmax(1) == part.labels).sum())
+
+    @property
+    def paths(self) -> list[int]:
+        """How many paths of 0, 1, 2, … branches a residual net has left."""
+        off = sum(scale == 0 for scale in self.scales.values())
+        return path_lengths(len(self.blocks) - off)
+
+    # --- answers ----------------------------------------------------------------------
+
+    def _answer(self, _, content: dict, buffers: list) -> None:
+        """Answer one question of the view; an error becomes a sentence there."""
+        reply = {"kind": "reply", "id": content.get("id")}
+        try:
+            asked = {
+                "about": self._about,
+                "look": self._look,
+                "kernel": self._kernel,
+                "judge": self._judge,
+                "own": self._take,
+                "ping": lambda *_: ({}, []),
+            }
+            body, out = asked[content["kind"]](content, buffers)
+            self.send(reply | body, out)
+        except Exception as error:  # nobody could catch it
+            self.send(reply | {"error": f"{type(error).__name__}: {error}"})
+
+    def _about(self, content: dict, buffers: list) -> tuple[dict, list]:
+        mistakes = self._mistakes()
+        strip = pictures_for(self.data, mistakes)
+        pixels = self.data.test.images[[p["index"] for p in strip]]
+        nets = [
+            describe_net(title, model, self.runs.get(title))
+            for title, model in self.models.items()
+        ]
+        about = {
+            "nets": nets,
+            "classes": list(self.data.classes),
+            "pictures": strip,
+            "judged": len(self.judged),
+            "note": self.data.note,
+        }
+        return {"about": json.loads(json.dumps(about))}, [pixels.numpy().tobytes()]
+
+    def _mistakes(self, count: int = 6) -> list[int]:
+        part = self.judged[:CHUNK]
+        title = next(iter(self.models))
+        judge = LesionedNet(self.models[title], self.normalisation(part.images))
+        return confident_mistakes(judge.intact, part.labels)[:count]
+
+    def _look(self, content: dict, buffers: list) -> tuple[dict, list]:
+        self._follow(content)
+        nets, out = [], [self.image.numpy().tobytes()]
+        for title in self.models:
+            inside = self.look(title)
+            sent = self._wired(title, inside)
+            nets.append(
+                {
+                    "title": title,
+                    "shown": self.shown(title),
+                    "logits": inside.logits[0].tolist(),
+                    "whole": self._whole(title, inside).tolist(),
+                    "parts": [[name, list(t.shape[1:])] for name, t in sent.items()],
+                }
+            )
+            flat = torch.cat([tensor.flatten() for tensor in sent.values()])
+            out.append(flat.float().numpy().tobytes())
+        return {"nets": nets, "picture": self.picture, "label": self.label}, out
+
+    def _whole(self, title: str, inside: Inside) -> Tensor:
+        """The logits (classes,) without the lesion, kept while all else is the same."""
+        key = (title, self.shown(title), self.image.numpy().tobytes())
+        if self.wholes.get(title, (None,))[0] != key:
+            whole = self.look(title, {}) if self.scales else inside
+            self.wholes[title] = (key, whole.logits[0])
+        return self.wholes[title][1]
+
+    def _wired(self, title: str, inside: Inside) -> dict[str, Tensor]:
+        """What the view cannot work out itself: no `h`, no `x` of an identity."""
+        model = self.models[title]
+        same = {
+            f"{name}.x"
+            for name in block_names(model)
+            if isinstance(way_around(model.get_submodule(name)), nn.Identity)
+        }
+        return {
+            name: tensor
+            for name, tensor in inside.parts.items()
+            if not name.endswith(".h") and name not in same
+        }
+
+    def _follow(self, content: dict) -> None:
+        """The state that the question is about: it may overtake the traits' own way."""
+        for name in ("scales", "picture", "iteration"):
+            if name in content:
+                setattr(self, name, content[name])
+
+    def _kernel(self, content: dict, buffers: list) -> tuple[dict, list]:
+        title, block = content["net"], content["block"]
+        kernel = kernel_of(self.model(title), block, content["channel"])
+        parts = self.look(title).parts
+        h = parts["input" if block == "stem" else f"{block}.h"][0]
+        body = {"scale": kernel.scale, "shift": kernel.shift, "shape": list(h.shape)}
+        return body, [kernel.weights.numpy().tobytes(), h.float().numpy().tobytes()]
+
+    def _judge(self, content: dict, buffers: list) -> tuple[dict, list]:
+        self._follow(content)
+        start = content["start"]
+        right = {title: self.right(title, start) for title in self.models}
+        return {"right": right, "of": len(self.judged[start : start + CHUNK])}, []
+
+    def _take(self, content: dict, buffers: list) -> tuple[dict, list]:
+        pixels = torch.frombuffer(bytearray(buffers[0]), dtype=torch.uint8)
+        self.own = pixels.view(3, 32, 32)
+        return {}, []
+
+    # --- paper ------------------------------------------------------------------------
+
+    def figure(self) -> Figure:
+        """The block for the picture shown, and the answers, for a page of paper."""
+        from resnet_lib.explorer.figure import draw
+
+        return draw(self)
+
+    def sentence(self) -> str:
+        """What is shown, in one sentence: the alternative text."""
+        words = [f"{self.net}, {self.block}"]
+        if self.scales:
+            words.append(
+                "with "
+                + ", ".join(f"{name} × {s:g}" for name, s in self.scales.items())
+            )
+        what = "a picture of your own"
+        if self.label is not None:
+            what = f"test image {self.picture} ({self.data.classes[self.label]})"
+        words.append(f"for {what}")
+        for title, found in self.probabilities.items():
+            best = int(found.argmax())
+            words.append(f"{title}: {self.data.classes[best]} {100 * found[best]:.0f}%")
+        return ", ".join(words)
+
+    def _save(self) -> None:
+        """Keep a picture for pages without a kernel; without one if it cannot be."""
+        try:
+            from resnet_lib.explorer.figure import png
+
+            self.saved, self.words = png(self.figure(), dpi=80), self.sentence()
+        except Exception as error:
+            self.words = f"No picture: {error}"
+
+    def _repr_mimebundle_(self, **kwargs):
+        self._save()
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        if data is not None:
+            data["text/plain"] = f"Explorer, {self.words}. It moves when the cell runs."
+            data["image/png"] = self.saved
+        return bundle
+
+
+def _trained_on(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Tensor:
+    """The training images of the first run, or all of them."""
+    for net in nets.values():
+        if isinstance(net, Run):
+            return data.split(net.recipe["validation"])[0].images
+    return data.train.images

@@ -1,0 +1,152 @@
+"""What holds for every check: the form of an answer does not decide, nothing leaks."""
+
+import ast
+import pathlib
+
+import checks
+import numpy as np
+import pytest
+import test_checks_01
+import test_checks_02
+import test_checks_03
+import test_checks_04
+import test_checks_05
+import test_checks_06
+import test_checks_08
+import torch
+from torch import Tensor, nn
+
+import resnet_lib
+
+NOTEBOOKS = (
+    *(test_checks_01, test_checks_02, test_checks_03, test_checks_04),
+    *(test_checks_05, test_checks_06, test_checks_08),
+)
+EXERCISES = [exercise for notebook in NOTEBOOKS for exercise in notebook.EXERCISES]
+# Answers that are numbers; the others are networks, sentences, recipes.
+NUMBERS = {
+    *(checks.check_identity_weights, checks.check_stack_jacobian),
+    *(checks.check_parameter_count, checks.check_receptive_field),
+    *(checks.check_crop_and_flip, checks.check_smoothed_loss, checks.check_ramped_rate),
+    *(checks.check_seed_summary, checks.check_path_lengths, checks.check_branch_ratio),
+    *(checks.check_average, checks.check_activation),
+}
+every_exercise = pytest.mark.parametrize(
+    ("check", "wrong", "right"), EXERCISES, ids=lambda it: getattr(it, "__name__", "")
+)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def dressed(answer, coat):
+    """The same numbers in another form; what is no number stays as it is."""
+    if isinstance(answer, Tensor) or is_number(answer):
+        return coat(answer)
+    if isinstance(answer, list | tuple):
+        whole = all(map(is_number, answer))
+        return coat(answer) if whole else [dressed(part, coat) for part in answer]
+    return answer
+
+
+def float64(value):
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return np.float64(value) if is_number(value) else list(map(np.float64, value))
+
+
+def numpy(value):
+    return (
+        value.detach().numpy().copy() if isinstance(value, Tensor) else np.array(value)
+    )
+
+
+def torch_0d(value):
+    if isinstance(value, list | tuple):
+        return [torch.tensor(number, dtype=torch.float64) for number in value]
+    return value if isinstance(value, Tensor) else torch.tensor(value).double()
+
+
+@pytest.mark.parametrize("coat", [float64, numpy, torch_0d])
+@every_exercise
+def test_numbers_say_the_same_in_every_form(says, check, wrong, right, coat):
+    if check not in NUMBERS:
+        return
+    for answer in right:
+        verdict, line = says(check, lambda *given, f=answer: dressed(f(*given), coat))
+        assert verdict, (coat, line)
+    # The first needs a tensor, the others a list.
+    needs_form = ("carries a gradient", "you return [", "for update 0 you return [")
+    for words, answers in wrong.items():
+        for answer in answers if isinstance(answers, list) else [answers]:
+            verdict, line = says(
+                check, lambda *given, f=answer: dressed(f(*given), coat)
+            )
+            assert words in needs_form or (not verdict and words in line), line
+
+
+@every_exercise
+def test_lists_are_as_good_as_tensors(says, check, wrong, right):
+    def listed(value):
+        return value.tolist() if isinstance(value, Tensor) else value
+
+    if check in NUMBERS:
+        verdict, line = says(check, lambda *given: dressed(right[0](*given), listed))
+        assert verdict, line
+
+
+@every_exercise
+def test_the_readers_defaults_do_not_matter(says, check, wrong, right):
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert says(check, right[0])[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert says(check, right[0])[0]
+
+
+@every_exercise
+def test_random_numbers_and_unsolved_exercises(says, check, wrong, right):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    assert says(check, right[0]) == says(check, right[0])
+    assert torch.equal(torch.rand(1), expected)
+
+    class Unsolved(nn.Module):
+        def __init__(self, *_):
+            raise NotImplementedError
+
+    verdict, line = says(check, Unsolved)
+    assert not verdict and line.startswith("○ Not yet: replace `raise NotImpl")
+
+
+def test_an_error_says_whose_it_is(says):
+    def mine(jacobians):
+        return jacobians[0] @ torch.ones(7)
+
+    verdict, line = says(checks.check_stack_jacobian, mine)
+    assert not verdict and line.startswith("✗ Your code stopped with RuntimeError: ")
+    unclear = np.array(["neither", "overfitting"])
+    verdict, line = says(checks.check_diagnosis, lambda shallow, deep: unclear)
+    assert not verdict and "check of your answer stopped with ValueError: " in line
+    verdict, line = says(checks.check_diagnosis)
+    assert not verdict and "TypeError" in line
+
+
+def test_every_check_is_exported_and_the_library_knows_none():
+    folder = pathlib.Path(checks.__file__).parent
+    for path in folder.glob("notebook_*.py"):
+        for statement in ast.parse(path.read_text()).body:
+            name = getattr(statement, "name", "_")
+            assert name.startswith("_") or name in checks.__all__, (path, name)
+    for path in pathlib.Path(resnet_lib.__file__).parent.rglob("*.py"):
+        for statement in ast.walk(ast.parse(path.read_text())):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                names = [getattr(statement, "module", "")]
+                names += [alias.name for alias in statement.names]
+                assert not {"checks", "notebooks"} & {
+                    str(n).split(".")[0] for n in names
+                }

@@ -1,0 +1,697 @@
+"""Where pictures come from: the sets, their download, folders, files of any kind."""
+
+import hashlib
+import http.server
+import io
+import pickle
+import re
+import struct
+import tarfile
+import threading
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_lib import cifar10, datasets
+from resnet_lib.cifar10 import download_cifar10, find_cifar10
+from resnet_lib.data import Normalisation
+from resnet_lib.datasets import (
+    load_cifar10,
+    load_cifar100,
+    load_data,
+    load_digits,
+    load_folder,
+    read_picture,
+)
+from resnet_lib.paths import data_root
+from resnet_lib.resnet import get_model
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+# --- the sets -------------------------------------------------------------------------
+
+
+def test_digits_have_the_types_of_cifar10():
+    digits = load_digits()
+    assert digits.train.images.shape == (1437, 3, 32, 32)
+    assert digits.test.images.shape == (360, 3, 32, 32)
+    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.images.max() == 255
+    assert "digits" in digits.note and "CIFAR-10 was not" in digits.note
+
+
+def test_cifar10_when_at_hand():
+    if find_cifar10() is None:
+        pytest.skip("CIFAR-10 is not at hand")
+    cifar = load_cifar10()
+    assert cifar.train.images.shape == (50_000, 3, 32, 32)
+    assert torch.bincount(cifar.test.labels).tolist() == [1000] * 10
+    assert cifar.classes[3] == "cat" and len(cifar.classes) == 10
+    train, validation = cifar.split(5_000)
+    assert (len(train), len(validation)) == (45_000, 5_000)
+    # The set's well-known channel means.
+    mean = Normalisation.of(cifar.train.images).mean.flatten() / 255
+    assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+
+
+# --- download: a server on this machine, an archive of our own ----------------------
+
+
+@pytest.fixture
+def archive(monkeypatch):
+    """A small archive in CIFAR-10's layout, taken for the real one."""
+    return planted(
+        monkeypatch,
+        "CIFAR10",
+        {"data_batch_1": b"train" * 200_000, "batches.meta": b"meta"},
+    )
+
+
+def planted(monkeypatch, name, files):
+    """An archive of these files that `cifar10` takes for the set of this name."""
+    source = getattr(cifar10, name)
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=0) as tar:
+        for file, content in files.items():
+            member = tarfile.TarInfo(f"{source.folder}/{file}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        evil = tarfile.TarInfo("../outside")
+        tar.addfile(evil, io.BytesIO())
+    content = buffer.getvalue()
+    md5 = hashlib.md5(content).hexdigest()
+    for module in (cifar10, datasets):
+        monkeypatch.setattr(module, name, replace(source, files=sums, md5=md5))
+    return content
+
+
+@pytest.fixture
+def server(archive):
+    """Serves `content`, with ranges; `cut` ends the reply after so many bytes."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        content, cut, ranges, asked = archive, None, True, []
+
+        def do_GET(self):
+            body = Handler.content
+            asked = self.headers.get("Range")
+            Handler.asked.append(asked)
+            start = int(asked[6:-1]) if asked and Handler.ranges else 0
+            if start >= len(body):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:][: Handler.cut])
+
+        def log_message(self, *args):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, args=[0.02], daemon=True).start()
+    Handler.url = f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz"
+    yield Handler
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download_verifies_and_leaves_only_the_set(tmp_path, server):
+    folder = download_cifar10(tmp_path / "new", server.url)
+    assert names(folder) == ["batches.meta", "data_batch_1"]
+    assert names(tmp_path / "new") == [cifar10.CIFAR10.folder]
+    assert names(tmp_path) == ["new"]  # nothing was unpacked outside
+    assert download_cifar10(tmp_path / "new", "http://127.0.0.1:9/") == folder
+
+
+def test_broken_download_is_never_taken_for_whole_and_goes_on(tmp_path, server):
+    server.cut = 400_000
+    with pytest.raises(OSError, match="Run again to go on"):
+        download_cifar10(tmp_path, server.url)
+    assert find_cifar10(tmp_path) is None
+    server.cut = None
+    download_cifar10(tmp_path, server.url)
+    assert server.asked == [None, "bytes=400000-"]
+    assert find_cifar10(tmp_path)
+
+
+def test_server_without_ranges_starts_over(tmp_path, server):
+    server.cut, server.ranges = 400_000, False
+    with pytest.raises(OSError):
+        download_cifar10(tmp_path, server.url)
+    server.cut = None
+    assert download_cifar10(tmp_path, server.url)
+
+
+def test_part_that_is_whole_already(tmp_path, server, archive):
+    (tmp_path / (cifar10.CIFAR10.archive + ".part")).write_bytes(archive)
+    assert download_cifar10(tmp_path, server.url)
+
+
+def test_another_file_is_refused_and_deleted(tmp_path, server):
+    server.content = b"a login page"
+    with pytest.raises(OSError, match="not the CIFAR-10 archive"):
+        download_cifar10(tmp_path, server.url)
+    assert names(tmp_path) == []
+
+
+def test_an_address_without_a_scheme_gets_the_sentence(tmp_path):
+    with pytest.raises(OSError, match="could not be read"):
+        download_cifar10(tmp_path, "/tmp/cifar-10-python.tar.gz")
+
+
+def test_archive_on_disk_by_file_url(tmp_path, archive):
+    path = tmp_path / "mine.tar.gz"
+    path.write_bytes(archive)
+    assert download_cifar10(tmp_path / "root", path.as_uri())
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_damaged_file_is_named_with_the_remedy(tmp_path, server, damage):
+    folder = download_cifar10(tmp_path, server.url)
+    file = folder / "data_batch_1"
+    content = bytearray(file.read_bytes())
+    if damage == "truncate":
+        file.write_bytes(content[:1000])
+    elif damage == "flip":
+        content[500] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    with pytest.raises(RuntimeError, match=r"data_batch_1.*Delete the folder"):
+        load_data(tmp_path)
+
+
+def test_without_cifar10_the_digits_and_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RESNET_LIB_DATA", str(tmp_path))
+    monkeypatch.setenv("RESNET_LIB_CIFAR10_URL", (tmp_path / "none").as_uri())
+    assert load_data().name == "digits"
+    assert "digits" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="RESNET_LIB_DATA"):
+        load_cifar10()
+
+
+# --- CIFAR-100 ------------------------------------------------------------------------
+
+
+def rows(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+
+
+@pytest.fixture
+def hundred(monkeypatch):
+    """A small CIFAR-100: six training and three test images, written as it is."""
+    names = [f"fine {number}" for number in range(100)]
+    content = {
+        "train": {
+            "data": rows(6),
+            "fine_labels": [0, 99, 5, 5, 7, 3],
+            "coarse_labels": [0] * 6,
+        },
+        "test": {
+            "data": rows(3, 1),
+            "fine_labels": [1, 2, 99],
+            "coarse_labels": [0] * 3,
+        },
+        "meta": {"fine_label_names": names, "coarse_label_names": ["all"]},
+    }
+    files = {name: pickle.dumps(value) for name, value in content.items()}
+    return planted(monkeypatch, "CIFAR100", files)
+
+
+def test_cifar100_is_downloaded_checked_and_read(tmp_path, hundred, monkeypatch):
+    (tmp_path / "here.tar.gz").write_bytes(hundred)
+    uri = (tmp_path / "here.tar.gz").as_uri()
+    monkeypatch.setenv("RESNET_LIB_CIFAR100_URL", uri)
+    root = tmp_path / "root"
+    with pytest.raises(
+        FileNotFoundError, match=r"No CIFAR-100 in .* cifar100`"
+    ) as caught:
+        load_cifar100(root)
+    assert "cifar-100-python" in str(caught.value)
+    data = load_cifar100(root, download=True)
+    assert (data.name, len(data.classes), data.note) == (
+        "cifar100",
+        100,
+        "Data: CIFAR-100.",
+    )
+    assert data.train.labels.tolist() == [0, 99, 5, 5, 7, 3]
+    assert data.classes[99] == "fine 99"
+    expected = torch.from_numpy(rows(3, 1)).view(3, 3, 32, 32)
+    assert torch.equal(data.test.images, expected)
+    model = get_model("resnet8", classes=100)
+    assert model(Normalisation.of(expected)(expected)).shape == (3, 100)
+    (root / "cifar-100-python" / "test").write_bytes(b"broken")
+    with pytest.raises(RuntimeError, match=r"test is damaged.*download CIFAR-100"):
+        load_cifar100(root)
+
+
+def test_the_real_cifar100_is_known_by_its_sums():
+    source = cifar10.CIFAR100
+    assert (
+        source.title == "CIFAR-100" and source.md5 == "eb9058c3a382ffc7106e4002c42a8d85"
+    )
+    assert set(source.files) == {"train", "test", "meta"}
+    assert source.variable == "RESNET_LIB_CIFAR100_URL"
+
+
+# --- paths ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder of our own, with nothing in it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.setenv("RESNET_LIB_DATA", str(tmp_path / "elsewhere"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("~/pictures", "pictures"),
+        ("~", ""),
+        ("~/with a space", "with a space"),
+        ("~/cifar-10-batches-py", ""),
+        ("~/with a space/cifar-10-batches-py/", "with a space"),
+        ("~/deep/cifar-100-python", "deep"),
+        ("~/a$HOME", "a$HOME"),
+    ],
+)
+def test_a_data_folder_as_people_write_it(home, monkeypatch, written, meant):
+    assert data_root(written) == home / meant
+    monkeypatch.setenv("RESNET_LIB_DATA", written)
+    assert data_root() == home / meant
+    monkeypatch.setenv("RESNET_LIB_DATA", "")
+    assert data_root() != home / meant  # empty is as if unset
+
+
+def test_a_folder_of_that_name_that_holds_the_set(home):
+    (home / "cifar-10-batches-py" / "cifar-10-batches-py").mkdir(parents=True)
+    assert data_root("~/cifar-10-batches-py") == home / "cifar-10-batches-py"
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["~/x", "~/with a space", "~/cifar-10-batches-py", "~/y/cifar-10-batches-py"],
+)
+def test_a_download_goes_where_it_was_told(home, archive, tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.tar.gz").write_bytes(archive)
+    folder = download_cifar10(root, (tmp_path / "mine.tar.gz").as_uri())
+    assert folder.name == "cifar-10-batches-py" and folder.parent.name != folder.name
+    assert home in folder.parents and not Path("~").exists()
+    monkeypatch.setenv("RESNET_LIB_DATA", root)
+    assert find_cifar10() == folder == find_cifar10(folder) == find_cifar10(root)
+
+
+@pytest.mark.parametrize("inside", ["", "/deeper", "/deeper/still"])
+def test_a_file_is_no_data_folder(home, monkeypatch, inside):
+    file = home / "cifar-10-python.tar.gz"
+    file.write_bytes(b"")
+    told = f"cannot be RESNET_LIB_DATA.*RESNET_LIB_CIFAR10_URL={file.as_uri()}"
+    monkeypatch.setenv("RESNET_LIB_DATA", f"{file}{inside}")
+    for load in (load_data, load_cifar10, find_cifar10, download_cifar10):
+        with pytest.raises(ValueError, match=told):
+            load()
+    (home / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"notes\.txt is a file and cannot be the"):
+        load_data("~/notes.txt" + inside)
+    file = home / "cifar-10-batches-py"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="batches-py is a file"):
+        load_cifar10(file)
+
+
+def test_the_home_of_nobody():
+    with pytest.raises(ValueError, match=r"no such home folder\. Write it in full"):
+        load_data("~nobody-of-this-name/x")
+    with pytest.raises(ValueError, match="no such home folder"):
+        load_folder("~nobody-of-this-name")
+
+
+# --- one picture ----------------------------------------------------------------------
+
+
+def saved(picture, kind="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def ramp(bits):
+    """A grey ramp of 16 × 16 pixels over all values of so many bits, as uint16."""
+    return np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(16, 16)
+
+
+RAMP = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_grey_values_of_any_depth(bits, kind):
+    picture = read_picture(saved(Image.fromarray(ramp(bits)), kind))
+    assert torch.equal(picture, RAMP)
+
+
+def test_mid_grey_of_16_bits_is_mid_grey():
+    values = np.full((8, 8), 32_768, np.uint16)
+    values[0, 0] = 65_535
+    picture = read_picture(saved(Image.fromarray(values)), size=8)
+    assert picture[:, 1:].float().mean() == 128
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16), RAMP),
+        (np.arange(256, dtype=np.float32).reshape(16, 16), RAMP),
+        (ramp(16).astype(np.int32), RAMP),
+        (ramp(16).astype(np.int32) * 1_000, RAMP),
+        (np.zeros((16, 16), np.int32), torch.zeros(3, 16, 16, dtype=torch.uint8)),
+    ],
+    ids=["fractions", "floats", "int32", "large", "black"],
+)
+def test_other_numbers_in_a_tiff(values, expected):
+    assert torch.equal(read_picture(saved(Image.fromarray(values), "TIFF")), expected)
+
+
+def colours(mode):
+    """Left half red, right half blue, in some mode."""
+    picture = Image.new("RGB", (8, 8), "red")
+    picture.paste((0, 0, 255), (4, 0, 8, 8))
+    return picture.convert(mode)
+
+
+RED_BLUE = torch.zeros(3, 8, 8, dtype=torch.uint8)
+RED_BLUE[0, :, :4], RED_BLUE[2, :, 4:] = 255, 255
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGB", "PNG"),
+        ("P", "PNG"),
+        ("P", "GIF"),
+        ("RGBA", "PNG"),
+        ("CMYK", "TIFF"),
+        ("CMYK", "JPEG"),
+        ("YCbCr", "JPEG"),
+        ("RGB", "WEBP"),
+        ("RGB", "BMP"),
+        ("RGB", "PPM"),
+    ],
+)
+def test_colours_of_any_kind(mode, kind):
+    options = {"quality": 100} if kind in ("JPEG", "WEBP") else {}
+    picture = read_picture(saved(colours(mode), kind, **options))
+    assert picture.shape == (3, 8, 8) and picture.dtype == torch.uint8
+    off = (picture.int() - RED_BLUE.int()).abs()
+    limit = 140 if kind in ("JPEG", "WEBP") else 1  # chroma is stored coarsely
+    assert off[..., [0, 7]].max() <= min(limit, 40) and off.max() <= limit
+
+
+def test_black_and_white_is_grey_and_one_colour_is_transparent():
+    picture = read_picture(saved(Image.new("1", (4, 4), 1)))
+    assert (picture == 255).all()
+    hole = Image.new("P", (4, 4), 0)
+    hole.putpalette([0, 0, 0, 255, 0, 0])
+    hole.paste(1, (0, 0, 2, 4))
+    picture = read_picture(saved(hole, transparency=0))
+    assert (picture[:, :, 2:] == 255).all()  # on white
+    assert picture[:, 0, 0].tolist() == [255, 0, 0]
+    for values in (ramp(8).astype(np.uint8), ramp(16)):
+        picture = read_picture(saved(Image.fromarray(values), transparency=0))
+        assert (picture[:, 0, 0] == 255).all() and (picture[:, 0, 1] == 1).all()
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert (read_picture(saved(clear)) == 255).all()
+    half = Image.new("LA", (4, 4), (0, 128))
+    assert (read_picture(saved(half)) == 127).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_picture_stands_as_its_exif_data_say(kind):
+    exif = Image.Exif()
+    exif[274] = 6  # turn a quarter, clockwise
+    content = saved(colours("RGB").resize((32, 32)), kind, exif=exif)
+    top, bottom = read_picture(content).float().split(16, 1)
+    assert top[0].mean() > 220 and bottom[2].mean() > 220
+
+
+def with_chunk(kind, content, crc=None):
+    """A PNG file of red and blue with one more chunk before its pixels."""
+    png = saved(colours("RGB"))
+    place = png.index(b"IDAT") - 4
+    crc = zlib.crc32(kind + content) if crc is None else crc
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+    return png[:place] + chunk + png[place:]
+
+
+EXTRAS = {
+    "a long zTXt": with_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(70 << 20))),
+    "a long iTXt": with_chunk(
+        b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"x" * (2 << 20))
+    ),
+    "a broken zTXt": with_chunk(b"zTXt", b"k\0\0nothing"),
+    "a broken eXIf": with_chunk(b"eXIf", b"Exif\0\0II*\0\xff\xff"),
+    "an empty eXIf": with_chunk(b"eXIf", b""),
+    "eXIf with a wrong sum": with_chunk(b"eXIf", b"MM\0*", crc=1),
+    "a long iCCP": with_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(70 << 20))),
+    "a text with a wrong sum": with_chunk(b"tEXt", b"k\0v", crc=1),
+    "an unknown chunk": with_chunk(b"abCd", b"?"),
+    "bytes behind the end": saved(colours("RGB")) + b"trailing",
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_what_does_not_draw_does_not_damage(name, recwarn):
+    assert torch.equal(read_picture(EXTRAS[name]), RED_BLUE)
+    assert not recwarn.list
+
+
+def test_exif_data_that_lead_nowhere_in_a_jpeg():
+    jpeg = saved(
+        colours("RGB"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=100
+    )
+    assert read_picture(jpeg).shape == (3, 8, 8)
+
+
+NOISE = Image.fromarray(rows(64).reshape(256, 256, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is none of PNG, JPEG"),
+        (b"GIF89a", "it cannot be decoded|it is none of"),
+        (b"%PDF-1.7 ...", "it is none of"),
+        (b"\x89PNG\r\n\x1a\n", "it is none of|cannot be decoded"),
+        (saved(NOISE)[:-300], "it cannot be decoded"),
+        (saved(NOISE, "JPEG")[:-300], "it cannot be decoded"),
+        (Path("/nowhere/x.png"), "it cannot be opened"),
+        ("~/nowhere/x.png", "it cannot be opened"),
+        (Path("/"), "it cannot be opened"),
+    ],
+    ids=lambda value: None,
+)
+def test_what_is_no_picture_is_said_in_words(content, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        read_picture(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_pixels(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for side in (11, 40):
+        with pytest.raises(ValueError, match="it has too many pixels"):
+            read_picture(saved(Image.new("L", (side, side))))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (300, 20), (7, 500), (1, 1)])
+def test_a_size_keeps_the_middle_square(shape):
+    width, height = shape
+    side = min(shape)
+    picture = Image.new("RGB", shape, "red")
+    left, top = (width - side) // 2, (height - side) // 2
+    picture.paste((0, 255, 0), (left, top, left + side, top + side))
+    square = read_picture(saved(picture), size=16)
+    assert square.shape == (3, 16, 16) and square.is_contiguous()
+    assert square[1].float().mean() > 235 and square[0].float().mean() < 20
+
+
+def test_bytes_paths_and_home(home):
+    content = saved(colours("RGB"))
+    (home / "a b.png").write_bytes(content)
+    for source in (content, home / "a b.png", str(home / "a b.png"), "~/a b.png"):
+        assert torch.equal(read_picture(source), RED_BLUE)
+
+
+# --- a folder of pictures -------------------------------------------------------------
+
+
+def fill(folder, counts, kind="png", size=(20, 30)):
+    """Pictures of one colour for each class: its place among the classes, times 40."""
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            picture = Image.new("RGB", (size[0] + i, size[1]), (40 * number, i, 0))
+            picture.save(folder / name / f"{i:03}.{kind}")
+
+
+def test_class_folders_are_split_and_the_split_is_said(home, capsys):
+    fill(home / "pets", {"dogs": 10, "cats": 15})
+    data = load_folder("~/pets")
+    said = capsys.readouterr().out
+    assert said == (
+        "folder pets: 2 classes, 20 training and 5 test pictures, the middle square of "
+        "each at 32 by 32 pixels, RGB; of every class, 20% were set aside as the test "
+        "set.\n"
+    )
+    assert data.classes == ("cats", "dogs")
+    assert torch.bincount(data.train.labels).tolist() == [12, 8]
+    assert torch.bincount(data.test.labels).tolist() == [3, 2]
+    assert data.train.images.shape == (20, 3, 32, 32)
+    for part in (data.train, data.test):  # the first colour was given by the class
+        assert torch.equal(part.images[:, 0, 5, 5], (40 * (1 - part.labels)).byte())
+    # No picture is on both sides, and every one is on one.
+    seen = [
+        (label.item(), image[1, 5, 5].item())
+        for part in (data.train, data.test)
+        for image, label in part
+    ]
+    assert len(set(seen)) == 25
+    # Shuffled, so that the last ones are a fair validation set, and always alike.
+    _, validation = data.split(8)
+    assert set(validation.labels.tolist()) == {0, 1}
+    again = load_folder(home / "pets")
+    assert again.digest == data.digest
+    assert load_folder(home / "pets", test=0.4).digest != data.digest
+    assert len(again.test) == 5
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_given_test_set_is_taken(tmp_path, capsys, name):
+    fill(tmp_path / "x" / "train", {"a": 3, "b": 4, "c": 5})
+    fill(tmp_path / "x" / name, {"a": 1, "c": 2})
+    data = load_folder(tmp_path / "x", size=8)
+    assert (len(data.train), len(data.test)) == (12, 3)
+    assert data.test.labels.tolist() == [0, 2, 2]
+    assert data.train.images.shape[2:] == (8, 8)
+    assert f"RGB; {name} is the test set.\n" in capsys.readouterr().out
+
+
+def test_train_without_test_and_classes_called_so(tmp_path, capsys):
+    fill(tmp_path / "x" / "train", {"a": 5, "b": 5})
+    assert len(load_folder(tmp_path / "x").test) == 2
+    fill(tmp_path / "y", {"train": 5, "car": 5, "test": 5})  # vehicles and an exam
+    data = load_folder(tmp_path / "y")
+    assert data.classes == ("car", "test", "train")
+    assert capsys.readouterr().out.count("were set aside") == 2
+
+
+def test_pictures_of_many_kinds_and_what_is_none(tmp_path, capsys):
+    fill(tmp_path, {"a": 2, "b": 2})
+    fill(tmp_path, {"a": 2, "b": 2}, "JPG")
+    (tmp_path / "a" / "deeper").mkdir()
+    Image.fromarray(ramp(16)).save(tmp_path / "a" / "deeper" / "grey.png")
+    for name in ("Thumbs.db", "notes.txt", ".hidden.png", "._001.png"):
+        (tmp_path / "a" / name).write_bytes(b"no picture")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "readme.txt").write_text("")
+    data = load_folder(tmp_path)
+    assert len(data.train) + len(data.test) == 9
+
+
+def test_one_channel_goes_through_a_network(tmp_path, capsys):
+    fill(tmp_path, {"a": 4, "b": 4})
+    data = load_folder(tmp_path, size=16, grey=True)
+    assert data.train.images.shape == (6, 1, 16, 16)
+    assert "pixels, grey;" in capsys.readouterr().out
+    image, _ = max(data.train, key=lambda pair: pair[0].sum())
+    assert image.unique().numel() == 1
+    model = get_model("resnet8", classes=2, in_channels=1)
+    norm = Normalisation.of(data.train.images)
+    assert model(norm(data.test.images)).shape == (2, 2)
+    grey = read_picture(saved(Image.fromarray(ramp(16))))
+    assert torch.equal(datasets._grey(grey), grey[:1])
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    def told(words, **options):
+        with pytest.raises(ValueError, match=words) as caught:
+            load_folder(tmp_path / "x", **options)
+        assert "\n" not in str(caught.value)
+
+    told("does not exist")
+    (tmp_path / "x").mkdir()
+    told("holds 0 folders of pictures. Give it one folder per class, 2 or more")
+    Image.new("L", (4, 4)).save(tmp_path / "x" / "flat.png")
+    told("holds 0 folders of pictures")
+    fill(tmp_path / "x", {"a": 3})
+    told("holds 1 folders of pictures")
+    (tmp_path / "x" / "b").mkdir()
+    told("has folders without pictures: b. Put pictures there")
+    fill(tmp_path / "x", {"b": 1})
+    told("class b has 1 picture. Give it 2 or more")
+    fill(tmp_path / "x", {"b": 2})
+    for share in (0, 1, -1, 20):
+        told("between 0 and 1, as 0.2", test=share)
+    for size in (0, 32.0, "32", True, None):
+        told("whole number of pixels", size=size)
+    assert len(load_folder(tmp_path / "x").test) == 2
+    for name in "pqrs":
+        (tmp_path / "x" / "a" / f"{name}.png").write_bytes(b"no picture")
+    told(r"4 pictures of .*x cannot be read.*p\.png: it is none of.*; …")
+    with pytest.raises(ValueError, match="is a file"):
+        load_folder(tmp_path / "x" / "flat.png")
+
+
+def test_a_test_set_of_other_classes(tmp_path):
+    fill(tmp_path / "train", {"a": 3, "b": 4})
+    fill(tmp_path / "test", {"a": 1, "z": 2})
+    with pytest.raises(ValueError, match="classes without training pictures: z"):
+        load_folder(tmp_path)
+
+
+# --- the example ----------------------------------------------------------------------
+
+
+def example(text):
+    """The lines of code from the first import on, without their indentation."""
+    start = text.index("from dataclasses import replace")
+    lines = text[text.rindex("\n", 0, start) + 1 :].splitlines()
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    last = next(i for i, line in enumerate(lines) if "print(" in line)
+    return "\n".join(line[indent:] for line in lines[: last + 1])
+
+
+def test_the_example_stands_alike_in_both_places():
+    assert example(README) == example(datasets.__doc__)
+
+
+def test_the_example_trains(home, monkeypatch, capsys):
+    fill(home / "pets", {"cats": 10, "dogs": 10, "fish": 10})
+    monkeypatch.chdir(home)
+    code = example(README)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    short = code.replace("2_000", "2").replace("resnet20", "resnet8")
+    short = short.replace("validation=0", "validation=0, batch_size=8")
+    assert short != code
+    exec(short, {})
+    out = capsys.readouterr().out
+    assert re.search(r"\d+% of the test pictures are misjudged", out)
+    assert (home / "runs" / "pets" / "weights.pt").exists()

@@ -1,0 +1,300 @@
+"""The explorer without a browser: its numbers, its state, its answers to the view."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import traitlets
+from PIL import Image
+
+from resnet_lib.data import Dataset, Images, Normalisation
+from resnet_lib.explorer import Explorer, read_picture
+from resnet_lib.explorer.inside import kernel_of, look_inside
+from resnet_lib.probes import block_names, block_parts, lesion
+from resnet_lib.resnet import get_model
+from resnet_lib.runs import load_run
+
+torch.manual_seed(0)
+PICTURES = torch.randint(256, (30, 3, 32, 32), dtype=torch.uint8)
+PART = Images(PICTURES, torch.arange(30) % 10)
+DATA = Dataset("digits", tuple("abcdefghij"), train=PART, test=PART)
+NORM = Normalisation.of(PICTURES)
+
+
+def shaken(name, **options):
+    """A network whose BN has something to do, as after a training."""
+    model = get_model(name, **options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+    return model.eval()
+
+
+PAIR = {"residual": shaken("resnet14"), "plain": shaken("plain14")}
+NETS = {**PAIR, "18": shaken("resnet18"), "plain 18": shaken("plain18")}
+SCALES = {"layer1.1": 0, "layer2.0": 0.5, "layer3.1": 0.25}
+
+
+@pytest.fixture
+def explorer():
+    explorer = Explorer(PAIR, DATA, NORM, judged=20)
+    explorer.sent = []
+    explorer.send = lambda content, buffers=None: explorer.sent.append(
+        (content, buffers)
+    )
+    return explorer
+
+
+def ask(explorer, kind, buffers=(), **question):
+    """The answer that the view would get."""
+    explorer._answer(None, {"kind": kind, "id": "1"} | question, list(buffers))
+    content, out = explorer.sent.pop()
+    assert content["kind"] == "reply" and content["id"] == "1"
+    assert "error" not in content, content["error"]
+    return content, [np.frombuffer(one, dtype=np.float32) for one in out or []]
+
+
+# --- numbers --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("title", NETS)
+@pytest.mark.parametrize("hurt", [False, True])
+def test_inside_equals_the_network(title, hurt):
+    model, x = NETS[title], NORM(PICTURES[:4])
+    scales = (
+        {k: s for k, s in SCALES.items() if k in block_names(model)} if hurt else {}
+    )
+    inside = look_inside(model, x, scales)
+    with lesion(model, scales):
+        torch.testing.assert_close(inside.logits, model(x), rtol=1e-4, atol=1e-4)
+        if "plain" not in title:
+            for name, parts in block_parts(model, x).items():
+                torch.testing.assert_close(inside.parts[f"{name}.f"], parts.f)
+                torch.testing.assert_close(inside.parts[f"{name}.x"], parts.x)
+    assert (inside.parts["layer1.0.h"] >= 0).all()
+
+
+@pytest.mark.parametrize("block", ["stem", "layer1.0", "layer2.0", "layer3.1"])
+def test_the_arithmetic_of_a_pixel_adds_up(block):
+    model = PAIR["residual"]
+    parts = look_inside(model, NORM(PICTURES[:1])).parts
+    read = parts["input" if block == "stem" else f"{block}.h"][0]
+    made = parts[f"{block}.f"][0]
+    padded = torch.nn.functional.pad(read, (1, 1, 1, 1))
+    for channel, row, column in ((0, 0, 0), (3, 5, 2), (7, 7, 7)):
+        kernel = kernel_of(model, block, channel)
+        window = padded[:, row : row + 3, column : column + 3]
+        value = kernel.scale * (kernel.weights * window).sum() + kernel.shift
+        torch.testing.assert_close(value, made[channel, row, column], atol=1e-4, rtol=0)
+
+
+def test_the_answers_carry_every_number(explorer):
+    content, out = ask(explorer, "look", scales=SCALES, picture=7, iteration=-1)
+    assert explorer.scales == SCALES and explorer.picture == 7
+    assert (content["label"], len(out)) == (7, 3)
+    for net, numbers in zip(content["nets"], out[1:], strict=True):
+        inside = explorer.look(net["title"])
+        start = 0
+        for name, shape in net["parts"]:
+            length = int(np.prod(shape))
+            right = inside.parts[name][0]
+            assert list(right.shape) == shape
+            found = numbers[start : start + length]
+            assert np.array_equal(found, right.numpy().ravel())
+            start += length
+        assert start == len(numbers)
+        assert net["logits"] == inside.logits[0].tolist()
+        whole = look_inside(PAIR[net["title"]], NORM(PICTURES[7:8])).logits[0]
+        assert net["whole"] == pytest.approx(whole.tolist(), abs=1e-4)
+    names = [name for name, _ in content["nets"][0]["parts"]]
+    assert "layer2.0.x" in names and "layer2.1.x" not in names  # the view knows it
+
+
+def test_the_view_gets_the_kernel_and_what_it_reads(explorer):
+    question = {"net": "plain", "block": "layer2.0", "channel": 5}
+    content, (weights, maps) = ask(explorer, "kernel", **question)
+    kernel = kernel_of(PAIR["plain"], "layer2.0", 5)
+    assert np.array_equal(weights, kernel.weights.numpy().ravel())
+    assert content["shift"] == kernel.shift and content["shape"] == [32, 16, 16]
+    assert len(maps) == 32 * 16 * 16
+
+
+@torch.no_grad()
+def test_accuracy_under_a_lesion(explorer):
+    content, _ = ask(explorer, "judge", scales=SCALES, start=0)
+    assert content["of"] == 20
+    for title, model in PAIR.items():
+        with lesion(model, SCALES):
+            right = (model(NORM(PICTURES[:20])).argmax(1) == PART.labels[:20]).sum()
+        assert content["right"][title] == right
+    assert ask(explorer, "judge", start=20)[0]["of"] == 0
+
+
+# --- state ----------------------------------------------------------------------------
+
+
+def test_the_state_can_be_read_and_set(explorer):
+    assert (explorer.net, explorer.block) == ("residual", "layer1.0")
+    explorer.block, explorer.scales = "layer2.1", {"layer1.0": 0}
+    assert sum(explorer.paths) == 2**5
+    explorer.picture = 3
+    assert explorer.label == 3 and torch.equal(explorer.image, PICTURES[3])
+    for title, found in explorer.probabilities.items():
+        x = NORM(PICTURES[3:4])
+        right = look_inside(PAIR[title], x, {"layer1.0": 0}).logits[0].softmax(0)
+        torch.testing.assert_close(found, right)
+    assert "layer2.1" in explorer.sentence() and "layer1.0 × 0" in explorer.sentence()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("block", "layer9.0", "choose from"),
+        ("net", "dense", "choose from"),
+        ("picture", 30, "from 0 to 29"),
+        ("scales", {"layer1.0": 2}, "from 0 to 1"),
+        ("scales", {"fc": 0}, "choose from"),
+    ],
+)
+def test_what_is_not_there_is_a_sentence(explorer, name, value, words):
+    before = getattr(explorer, name)
+    with pytest.raises(traitlets.TraitError, match=words):
+        setattr(explorer, name, value)
+    assert getattr(explorer, name) == before
+
+
+def test_one_net_or_two():
+    with pytest.raises(ValueError, match="not 3"):
+        Explorer(dict(list(NETS.items())[:3]), DATA, NORM)
+    alone = Explorer({"a": PAIR["plain"]}, DATA, NORM, block="stem")
+    assert list(alone.probabilities) == ["a"] and alone.figure().axes
+
+
+def test_two_explorers_are_linked():
+    one, other = (Explorer({n: PAIR[n]}, DATA, NORM, judged=5) for n in PAIR)
+    one.link(other)
+    one.block, other.picture = "layer3.1", 4
+    assert (other.block, one.picture) == ("layer3.1", 4)
+
+
+def test_a_run_is_played_back():
+    run = load_run("resnet18-paper-64k")
+    explorer = Explorer({"residual": run}, DATA, NORM, judged=5)
+    assert explorer.iteration == 64_000 == explorer.shown("residual")
+    explorer.iteration = 4_100
+    assert explorer.shown("residual") == 4_000
+    early = run.model(4_000).conv1.weight
+    assert torch.equal(explorer.model("residual").conv1.weight, early)
+    explorer.sent = []
+    explorer.send = lambda content, buffers=None: explorer.sent.append((content, []))
+    about = ask(explorer, "about")[0]["about"]["nets"][0]
+    assert about["kept"][:2] == [0, 500] and about["curves"]["train_error"][0][0] == 100
+
+
+def test_errors_stay_out_of_the_page(explorer):
+    for question in ({"kind": "look", "scales": {"x": 0}}, {"kind": "dance"}, {}):
+        explorer._answer(None, question, [])
+        assert explorer.sent.pop()[0]["error"]
+
+
+def test_a_page_without_a_kernel_has_a_picture(explorer):
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    data, _ = explorer._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG") and len(data["image/png"]) < 90_000
+    assert "residual" in data["text/plain"]
+    explorer.scales, explorer.pixel = {"layer1.0": 0}, [3, 4]
+    for net in PAIR:
+        for block in ("stem", "layer2.0", "layer2.1"):
+            explorer.net, explorer.block = net, block
+            assert explorer.figure().axes
+    assert plt.get_fignums() == []
+
+
+# --- pictures -------------------------------------------------------------------------
+
+
+def file(pixels, kind="PNG", **options):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **options)
+    return content.getvalue()
+
+
+def with_chunk(png, kind, body):
+    """The PNG with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body
+    chunk += struct.pack(">I", zlib.crc32(kind + body))
+    return png[:33] + chunk + png[33:]
+
+
+RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+GREY = (255 * RAMP).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        file(GREY),
+        file((65535 * RAMP).astype(np.uint16)),
+        file((4095 * RAMP).astype(np.uint16)),
+        with_chunk(file(GREY), b"eXIf", b"no camera's notes"),
+        with_chunk(file(GREY), b"zTXt", b"c\0\0" + zlib.compress(b"x" * 70_000_000)),
+        file(np.stack([GREY] * 3, 2), "JPEG", quality=95),
+    ],
+    ids=["8 bits", "16 bits", "12 bits", "broken eXIf", "large zTXt", "JPEG"],
+)
+def test_pictures_of_any_depth(content):
+    image = read_picture(content)
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
+    assert abs(image.float().mean() - 127.5) < 2
+    assert len(image.unique()) > 100
+
+
+def test_cmyk_and_transparency():
+    ink = Image.new("CMYK", (40, 40), (0, 255, 255, 0))
+    content = io.BytesIO()
+    ink.save(content, "JPEG")
+    red = read_picture(content.getvalue()).float().mean((1, 2))
+    assert red[0] > 220 and red[1] < 60 and red[2] < 60
+    clear = file(np.zeros((8, 8, 4), dtype=np.uint8))
+    assert (read_picture(clear) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no picture"),
+        (b"hello", "no picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b'<?xml version="1.0"?><svg/>', "SVG"),
+        (file(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8))[:-900],
+         "damaged"),
+        (file(np.zeros((9_500, 9_500), dtype=np.uint8)), "too many pixels"),
+    ],
+    ids=["empty", "text", "SVG", "XML", "cut", "huge"],
+)  # fmt: skip
+def test_what_is_no_picture_is_a_sentence(content, words):
+    with pytest.raises(ValueError, match=words):
+        read_picture(content)
+
+
+def test_own_pictures(explorer, tmp_path):
+    explorer.show(file(GREY))
+    assert explorer.picture == -1 and explorer.label is None
+    assert explorer.sent.pop()[0] == {"kind": "again"}
+    (tmp_path / "mine.png").write_bytes(file(255 - GREY))
+    explorer.show(tmp_path / "mine.png")
+    assert explorer.image[0, 0].float().mean() > 240
+    ask(explorer, "own", [PICTURES[5].numpy().tobytes()])
+    assert torch.equal(explorer.image, PICTURES[5])
+    with pytest.raises(ValueError, match="uint8"):
+        explorer.show(torch.zeros(3, 32, 32))
+    assert "your own" in explorer.sentence()

@@ -1,0 +1,322 @@
+"""Faults that users met, by kind: what was believed wrongly, and what is said now.
+
+A sentence names what is wrong in this case and a remedy, and the tests follow it.
+"""
+
+import dataclasses
+import errno
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from resnet_lib import PAPER, QUICK, Dataset, Images, Recipe, ResNet, fit, get_model
+from resnet_lib import checkpoints as folders
+from resnet_lib.runs import (
+    Run,
+    histories,
+    load_run,
+    load_weights,
+    longest_study,
+    recorded_runs,
+    runs_table,
+)
+
+
+def d(count, seed=0, name="random", classes="abcdefghij"):
+    """`count` random pictures in ten classes."""
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=draw)
+    images = Images(pixels.to(torch.uint8), torch.arange(count) % 10)
+    return Dataset(name, tuple(classes), images, images[:10])
+
+
+R = dataclasses.replace(
+    PAPER.scaled(12), validation=0, batch_size=8, log_every=5, eval_every=12
+)
+
+
+def small_net(**options):
+    torch.manual_seed(0)
+    return get_model("resnet8", **options)
+
+
+def train(data, run=None, net=None, recipe=R, **options):
+    net = small_net() if net is None else net
+    return fit(net, data, recipe, run, device="cpu", progress=False, **options)
+
+
+# --- a run knows its data -------------------------------------------------------------
+
+
+def relabelled(data):
+    labels = data.train.labels.clone()
+    labels[0] = 9
+    return dataclasses.replace(data, train=Images(data.train.images, labels))
+
+
+OTHER_DATA = {
+    "fewer pictures": d(24),
+    "other pictures": d(40, seed=1),
+    "one other label": relabelled(d(40)),
+    "other classes": d(40, classes="ABCDEFGHIJ"),
+    "another test set": dataclasses.replace(d(40), test=d(40).test[:9]),
+}
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 60], ids=["cut short", "finished"])
+def test_a_run_refuses_other_data_of_the_same_name(tmp_path, minutes):
+    train(d(40), tmp_path, max_minutes=minutes)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for data in OTHER_DATA.values():
+        with pytest.raises(ValueError, match="other data of the name 'random'"):
+            train(data, tmp_path)
+    with pytest.raises(ValueError, match="data = 'random', not 'mine'"):
+        train(d(40, name="mine"), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(d(40), tmp_path).finished  # the remedy
+
+
+# --- a recipe is checked when it is made ----------------------------------------------
+
+BAD_RECIPES = [
+    ({"iterations": 10 * 50_000 / 128}, "give a whole number, such as 3906"),
+    ({"iterations": 3.5}, "give a whole number"),
+    ({"iterations": True}, "give a number"),
+    ({"iterations": "64000"}, "give a number"),
+    ({"validation": -5}, "give 0 or more"),
+    ({"validation": 0.1}, "give a whole number"),
+    ({"warmup_lr": -1}, "give a number above 0"),
+    ({"batch_size": 8.0}, "give a whole number, such as 8"),
+    ({"lr": float("nan")}, "give a finite number"),
+    ({"momentum": 1.0}, "give 0 \\(off\\) or a number below 1"),
+    ({"momentum": 0, "nesterov": True}, "needs momentum: give a momentum above 0"),
+    ({"nesterov": "false"}, "give True or False"),
+    ({"seed": "3"}, "give a number"),
+    ({"seed": -1}, "give 0 or more"),
+    ({"milestones": 5}, "give several whole numbers, as in milestones=\\(10, 20\\)"),
+    ({"milestones": "57"}, "give several whole numbers"),
+    ({"milestones": (1.5,)}, "milestones\\[0\\] is 1.5: give a whole number"),
+    ({"iterations": 20}, "use its scaled\\(20\\); for none of them, give milestones="),
+    ({"precision": "fp8"}, "choose from 'auto', 'bf16', 'tf32', 'fp32'"),
+    ({"schedule": 3}, "choose from 'steps', 'triangular'"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_RECIPES, ids=str)
+def test_a_recipe_that_no_training_could_follow_is_refused(change, told):
+    with pytest.raises(ValueError, match=told) as refusal:
+        dataclasses.replace(PAPER, **change)
+    assert str(refusal.value).startswith(f"Recipe.{next(reversed(change))}") or (
+        "Recipe.milestones" in str(refusal.value)
+    )
+
+
+def test_the_remedies_for_a_recipe_work():
+    assert PAPER.scaled(20).milestones == (10, 15)
+    assert dataclasses.replace(PAPER, iterations=20, milestones=()).iterations == 20
+    for bad in (10.67, 3906.25):
+        with pytest.raises(ValueError, match=f"such as {round(bad)}"):
+            QUICK.scaled(bad)
+        assert QUICK.scaled(round(bad)).iterations == round(bad)
+    ours = Recipe(
+        iterations=np.int64(20), milestones=np.array([3]), lr=np.float32(0.5), seed=3
+    )
+    assert (type(ours.iterations), ours.milestones, ours.lr) == (int, (3,), 0.5)
+
+
+def test_ctrl_c_ends_a_training_within_a_step():
+    recipe = dataclasses.replace(R.scaled(10**6), log_every=1)
+
+    def interrupt(rows):
+        if len(rows) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = train(d(24), recipe=recipe, on_row=interrupt)
+    assert (result.status, result.iteration) == ("interrupted", 2)
+
+
+def test_ctrl_c_in_a_notebook_stops_the_cells_that_follow(monkeypatch, tmp_path):
+    module = sys.modules["resnet_lib.fit"]
+    monkeypatch.setattr(module, "in_notebook", lambda: True)
+
+    def interrupt(rows):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    told = "Interrupted at iteration 5 of 12: run this cell again to go on"
+    with pytest.raises(KeyboardInterrupt, match=told) as stop:
+        train(d(24), tmp_path, on_row=interrupt)
+    assert stop.value.fit.iteration == 5
+    assert stop.value._render_traceback_() == [str(stop.value)]
+    monkeypatch.setattr(module, "in_notebook", lambda: False)
+    assert train(d(24), tmp_path).finished
+
+
+# --- a name is no proof of the network ------------------------------------------------
+
+
+class Odd(ResNet):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def altered(change):
+    net = small_net()
+    change(net)
+    return net
+
+
+def stem(net):
+    net.conv1.stride = (2, 2)
+
+
+def epsilon(net):
+    net.bn1.eps = 1e-3
+
+
+def activation(net):
+    net.relu = nn.LeakyReLU(0.2)
+
+
+def pooling(net):
+    net.avgpool = nn.AdaptiveMaxPool2d(1)
+
+
+NETS = {  # with whether the record alone rebuilds them
+    "resnet8": (small_net, True),
+    "plain8": (lambda: get_model("plain8"), True),
+    "one of two stages": (lambda: ResNet((8, 16), (1, 1)), True),
+    "a hundred classes": (lambda: small_net(classes=100), True),
+    "compiled": (lambda: torch.compile(small_net(), backend="eager"), True),
+    "in parallel": (lambda: nn.DataParallel(small_net()), True),
+    "stem stride": (lambda: altered(stem), False),
+    "BN's epsilon": (lambda: altered(epsilon), False),
+    "activation": (lambda: altered(activation), False),
+    "pooling": (lambda: altered(pooling), False),
+    "a subclass": (lambda: Odd((8, 16), (1, 1)), False),
+    "torchvision's": (lambda: torchvision.models.squeezenet1_1(num_classes=10), False),
+}
+
+
+def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path):
+    for name, (build, rebuilt) in NETS.items():
+        net = build()
+        data = d(24)
+        if name == "a hundred classes":
+            data = dataclasses.replace(data, classes=tuple(map(str, range(100))))
+        train(data, tmp_path / name, net)
+        run = load_run(name, tmp_path)
+        if not rebuilt:
+            with pytest.raises(
+                ValueError, match="Build it yourself and load the state"
+            ):
+                run.model()
+            build().load_state_dict(load_weights(run.folder / "weights.pt"))  # so
+            continue
+        x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(run.model()(x), net.eval()(x))
+    runs = recorded_runs(tmp_path)
+    assert runs.keys() == NETS.keys()
+    assert len(histories(runs)) and len(runs_table(runs)) == len(NETS)
+    with pytest.raises(ValueError, match="No two depths"):
+        longest_study(runs)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"iteration\n", b"a,b\n1,2\n"])
+def test_one_damaged_history_breaks_nothing_else(tmp_path, content):
+    train(d(24), tmp_path / "good")
+    train(d(24), tmp_path / "bad")
+    (tmp_path / "bad" / "history.csv").write_bytes(content)
+    assert recorded_runs(tmp_path).keys() == {"good"}
+    with pytest.raises((RuntimeError, KeyError), match=r"is damaged|There are: good"):
+        load_run("bad", tmp_path)
+
+
+def test_finished_means_one_thing(tmp_path):
+    """Its last row, which is written after the weights."""
+    train(d(24), tmp_path)
+    history = tmp_path / "history.csv"
+    text = history.read_text()
+    assert Run(tmp_path).finished
+    history.write_text(text.rstrip("\n"))  # a kill in the middle of the last row
+    assert not Run(tmp_path).finished
+    assert train(d(24), tmp_path).finished and Run(tmp_path).finished
+    (tmp_path / "weights.pt").unlink()  # a record that keeps its history alone
+    assert Run(tmp_path).finished
+    with pytest.raises(RuntimeError, match=r"keeps no weights.*Choose another folder"):
+        train(d(24), tmp_path)
+
+
+def test_what_is_no_state_dict_is_not_called_damaged(tmp_path):
+    cases = {
+        "holds Python objects, such as a whole model": small_net(),
+        "holds no state_dict": {"a": torch.ones(1), "b": 3},
+        "holds no state_dict: a name and a tensor": [1, 2],
+        "holds Python objects": {"a": np.float64(3)},
+    }
+    for told, value in cases.items():
+        torch.save(value, tmp_path / "w.pt")
+        with pytest.raises(RuntimeError, match=told):
+            load_weights(tmp_path / "w.pt")
+    torch.save(small_net().state_dict(), tmp_path / "w.pt")
+    assert load_weights(tmp_path / "w.pt").keys() == small_net().state_dict().keys()
+    (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:3000])
+    with pytest.raises(RuntimeError, match="is damaged"):
+        load_weights(tmp_path / "w.pt")
+
+
+# --- drives without locks -------------------------------------------------------------
+
+
+@pytest.mark.skipif(folders.fcntl is None, reason="Windows has locks of its own")
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "EIO", "ENOSYS", "ESTALE"])
+def test_a_drive_without_locks_holds_a_run(tmp_path, monkeypatch, capsys, code):
+    def flock(file, operation):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(folders.fcntl, "flock", flock)
+    assert train(d(24), tmp_path, max_minutes=1e-9).status == "out of time"
+    assert "a drive without file locks: see to it that no" in capsys.readouterr().out
+    assert train(d(24), tmp_path).finished
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_that_a_dead_process_left_behind_is_no_lock(tmp_path):
+    (tmp_path / ".lock").write_text("4711\nanother-host\n")
+    assert train(d(24), tmp_path).finished
+
+
+def test_two_threads_of_one_process_keep_each_other_out(tmp_path):
+    told = []
+
+    def again(rows):
+        def second():
+            try:
+                train(d(24), tmp_path)
+            except RuntimeError as error:
+                told.append(str(error))
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    train(d(24), tmp_path, on_row=again)
+    assert told and all("Another process is training in" in text for text in told)
+
+
+# --- paths ----------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(d(24), "~/my runs/first").finished
+    assert Run(tmp_path / "my runs" / "first").finished
+    assert not (tmp_path / "~").exists()

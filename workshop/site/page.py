@@ -1,0 +1,209 @@
+"""The explorer's page without a kernel: networks as ONNX files, pictures, the engine.
+
+Written into a folder of the site: `python -m workshop.site.page FOLDER`. The weights go
+as half-precision numbers in one file per network, which the engine and the view both
+read; every page reads only files that lie beside it.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from resnet_lib import explorer
+from resnet_lib.basic_block import BasicBlock, PaddedIdentity
+from resnet_lib.data import Dataset, Normalisation
+from resnet_lib.datasets import load_data
+from resnet_lib.explorer.inside import way_around
+from resnet_lib.explorer.widget import describe_net, pictures_for
+from resnet_lib.probes import block_names, confident_mistakes
+from resnet_lib.runs import load_run
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ENGINE = ROOT / ".site" / "engine"  # what `make site` unpacked of onnxruntime-web
+JUDGED = 200  # test images that the page brings along for the accuracy
+NETS = {"residual": "resnet20-paper-8k", "plain": "plain20-paper-8k"}
+DIGITS = {"residual": "resnet18-digits", "plain": "plain18-digits"}
+
+
+class Graph:
+    """Nodes and weights of one network, collected layer by layer."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nodes: list = []
+        self.weights: list = []
+        self.outputs: dict[str, tuple] = {}
+        self.file = bytearray()
+        self.places: dict[str, list] = {}  # by tensor: its byte in the file, its shape
+
+    def node(self, kind: str, inputs: list[str], output: str, **options) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], **options))
+        return output
+
+    def weight(self, name: str, values: torch.Tensor) -> str:
+        """A tensor in the file of weights; 32 bits again as soon as it is read."""
+        half = values.detach().half().numpy()
+        place = len(self.file)
+        self.places[name] = [place, list(half.shape)]
+        self.file += half.tobytes()
+        self.file += bytes(-len(self.file) % 64)
+        tensor = TensorProto(name=f"{name}/half", data_type=TensorProto.FLOAT16)
+        tensor.dims.extend(half.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (
+            ("location", f"{self.name}.bin"),
+            ("offset", place),
+            ("length", half.nbytes),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        self.weights.append(tensor)
+        return self.node("Cast", [f"{name}/half"], name, to=TensorProto.FLOAT)
+
+    def constant(self, name: str, values: list, kind=np.int64) -> str:
+        self.weights.append(onnx.numpy_helper.from_array(np.array(values, kind), name))
+        return name
+
+    def layer(
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, names, x: str, out: str
+    ) -> str:
+        """A convolution and its BN."""
+        conv_name, bn_name = names
+        weight = self.weight(f"{conv_name}.weight", conv.weight)
+        pads = [conv.padding[0]] * 4
+        made = self.node(
+            "Conv", [x, weight], f"{conv_name}/out", pads=pads, strides=conv.stride
+        )
+        parts = [
+            self.weight(f"{bn_name}.{part}", getattr(bn, part))
+            for part in ("weight", "bias", "running_mean", "running_var")
+        ]
+        return self.node("BatchNormalization", [made, *parts], out, epsilon=bn.eps)
+
+    def around(self, block: nn.Module, name: str, x: str) -> str:
+        """What goes around the branch: x itself, or the shortcut's output."""
+        way = way_around(block)
+        if isinstance(way, nn.Identity):
+            return x
+        if isinstance(way, PaddedIdentity):
+            step, new = way.stride, way.new_channels
+            options = [
+                self.constant(f"{name}/{what}", values)
+                for what, values in (
+                    ("from", [0, 0]),
+                    ("to", [2**31, 2**31]),
+                    ("axes", [2, 3]),
+                    ("steps", [step, step]),
+                )
+            ]
+            some = self.node("Slice", [x, *options], f"{name}/strided")
+            pads = self.constant(f"{name}/pads", [0, 0, 0, 0, 0, new, 0, 0])
+            return self.node("Pad", [some, pads], f"{name}.x")
+        conv, bn = way
+        layers = (f"{name}.shortcut.0", f"{name}.shortcut.1")
+        return self.layer(conv, bn, layers, x, f"{name}.x")
+
+
+def graph_of(model: nn.Module, name: str) -> Graph:
+    """The network with its inner tensors as outputs, and a scale for every branch."""
+    graph = Graph(name)
+    f = graph.layer(model.conv1, model.bn1, ("conv1", "bn1"), "picture", "stem.f")
+    outputs, x = [f], graph.node("Relu", [f], "stem.out")
+    for number, block_name in enumerate(block_names(model)):
+        block = model.get_submodule(block_name)
+        names = [(f"{block_name}.conv{i}", f"{block_name}.bn{i}") for i in (1, 2)]
+        inner = graph.layer(block.conv1, block.bn1, names[0], x, f"{block_name}/inner")
+        h = graph.node("Relu", [inner], f"{block_name}.h")
+        f = graph.layer(block.conv2, block.bn2, names[1], h, f"{block_name}.f")
+        around = graph.around(block, block_name, x)
+        outputs += [h, f] + ([around] if around != x else [])
+        index = graph.constant(f"{block_name}/index", number)
+        scale = graph.node("Gather", ["scales", index], f"{block_name}/scale")
+        if isinstance(block, BasicBlock):
+            weak = graph.node("Mul", [f, scale], f"{block_name}/weak")
+            added = graph.node("Add", [weak, around], f"{block_name}/sum")
+            x = graph.node("Relu", [added], f"{block_name}.out")
+        else:
+            clipped = graph.node("Relu", [f], f"{block_name}/clipped")
+            weak = graph.node("Mul", [clipped, scale], f"{block_name}/weak")
+            one = graph.constant(f"{block_name}/one", 1.0, np.float32)
+            rest = graph.node("Sub", [one, scale], f"{block_name}/rest")
+            past = graph.node("Mul", [around, rest], f"{block_name}/past")
+            x = graph.node("Add", [weak, past], f"{block_name}.out")
+    mean = graph.node("GlobalAveragePool", [x], "mean")
+    flat = graph.node("Flatten", [mean], "features")
+    weights = [
+        graph.weight(f"fc.{p}", getattr(model.fc, p)) for p in ("weight", "bias")
+    ]
+    graph.node("Gemm", [flat, *weights], "logits", transB=1)
+    graph.outputs = dict.fromkeys([*outputs, "logits"])
+    return graph
+
+
+def write_net(model: nn.Module, name: str, folder: Path) -> dict:
+    """NAME.onnx and NAME.bin; returns what the page has to know of them."""
+    graph = graph_of(model, name)
+    floats = TensorProto.FLOAT
+    inputs = [
+        helper.make_tensor_value_info("picture", floats, ["N", 3, 32, 32]),
+        helper.make_tensor_value_info("scales", floats, [len(block_names(model))]),
+    ]
+    outputs = [helper.make_tensor_value_info(n, floats, None) for n in graph.outputs]
+    proto = helper.make_graph(graph.nodes, name, inputs, outputs, graph.weights)
+    opset = [helper.make_opsetid("", 17)]
+    content = helper.make_model(proto, opset_imports=opset, ir_version=8)
+    (folder / f"{name}.onnx").write_bytes(content.SerializeToString())
+    (folder / f"{name}.bin").write_bytes(graph.file)
+    return {"file": name, "outputs": list(graph.outputs), "places": graph.places}
+
+
+def write_page(folder: Path, data: Dataset | None = None) -> None:
+    """Everything that `explorer.html` reads, and the page itself."""
+    data = data or load_data()
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = {
+        t: load_run(n) for t, n in (NETS if data.name == "cifar10" else DIGITS).items()
+    }
+    train, _ = data.split(next(iter(runs.values())).recipe["validation"])
+    norm = Normalisation.of(train.images)
+    nets, judged = [], data.test[:JUDGED]
+    for title, run in runs.items():
+        model = run.model()
+        nets.append(describe_net(title, model) | write_net(model, run.name, folder))
+        if title == "residual":
+            with torch.no_grad():
+                wrong = confident_mistakes(model(norm(judged.images)), judged.labels)
+    strip = pictures_for(data, wrong[:6])
+    for place, picture in enumerate(strip):
+        picture["place"] = place
+    pixels = [data.test.images[[p["index"] for p in strip]], judged.images]
+    about = {
+        "nets": nets,
+        "classes": list(data.classes),
+        "pictures": strip,
+        "judged": len(judged),
+        "labels": judged.labels.tolist(),
+        "mean": norm.mean.flatten().tolist(),
+        "std": norm.std.flatten().tolist(),
+        "eps": 1e-5,
+        "note": f"{data.note} Networks: {', '.join(r.name for r in runs.values())}.",
+    }
+    (folder / "about.json").write_text(json.dumps(about))
+    (folder / "pictures.bin").write_bytes(torch.cat(pixels).numpy().tobytes())
+    library = Path(explorer.__file__).parent
+    for file in (library / "explorer.js", library / "explorer.css", HERE / "page.js"):
+        shutil.copy(file, folder)
+    for file in ENGINE.iterdir():
+        shutil.copy(file, folder)
+    shutil.copy(HERE / "explorer.html", folder.parent / "explorer.html")
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1]))
