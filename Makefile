@@ -1,6 +1,6 @@
-# lab: open the notebooks · test: lint, unit tests, every notebook · train: the paper's run
+# lab: open the first notebook · test: lint, unit tests, every notebook · train: the paper's run
 # reproduce: the runs of a plan · colab, site-test: the other ways in · browser: the widgets
-.PHONY: lab test lint unit notebooks-cifar10 notebooks-digits train reproduce notebooks \
+.PHONY: lab test lint unit records notebooks-cifar10 notebooks-digits train reproduce notebooks \
         results badges colab site site-test browser latency bench widgets7 faults clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
@@ -28,7 +28,7 @@ FAULT_KILLS ?= 30
 ARGS ?=
 
 lab: .venv/ready
-	$(BIN)/jupyter lab notebooks $(ARGS)
+	$(BIN)/jupyter lab notebooks/01_residual_equation.ipynb $(ARGS)
 
 test: lint unit notebooks-cifar10 notebooks-digits
 
@@ -38,6 +38,10 @@ lint: .venv/ready
 
 unit: .venv/ready
 	$(PYTEST) tests
+
+# What the kept weights judge, beside what was recorded: minutes.
+records: .venv/ready
+	$(PYTEST) -m slow tests/test_house.py
 
 # Every notebook on CIFAR-10 (downloaded to data/ if it is not at hand) …
 notebooks-cifar10: .venv/ready
@@ -84,16 +88,16 @@ site-test: site
 results: .venv/ready
 	$(BIN)/python -m workshop.results
 
-# Notebook 06 used by mouse in JupyterLab and Notebook 7, in the system's Chromium or
-# in one that is fetched.
+# The explorer used by mouse and keyboard in JupyterLab and Notebook 7, in the system's
+# Chromium or in one that is fetched.
 browser: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[browser,test]'
 	command -v chromium || $(BIN)/python -m playwright install --with-deps chromium
-	$(BIN)/python -m pytest -s tests/browser/drive_notebook_06.py
+	$(BIN)/python -m pytest -s tests/browser/drive_explorer.py $(ARGS)
 
-# How fast the widgets of notebook 06 follow their controls, on this machine.
-latency: .venv/ready
-	$(BIN)/python workshop/benchmarks/latency.py
+# How fast the explorer follows its controls, in a browser on this machine.
+latency:
+	$(MAKE) browser ARGS="-k latency"
 
 # Images per second beside a textbook loop and this machine's limit. ARGS=--write keeps
 # data/bench.json and draws data/bench.png; ARGS=--changes tries single changes.
@@ -103,7 +107,7 @@ bench: .venv/ready
 # The widgets' tests with what Colab runs: ipywidgets 7.7.1 and IPython 7.34, in an
 # environment of its own that borrows PyTorch and the rest from .venv.
 widgets7: .widgets7/ready
-	.widgets7/bin/python -m pytest tests/test_widgets.py tests/test_widgets_inside.py
+	.widgets7/bin/python -m pytest tests/test_controls.py tests/test_explorer.py
 
 .widgets7/ready: .venv/ready
 	$(BIN)/python -m venv .widgets7
@@ -126,14 +130,20 @@ widgets7: .widgets7/ready
 .colab/ready: tests/colab-constraints.txt
 	$(COLAB_PYTHON) -m venv .colab
 	.colab/bin/python -m pip install --quiet --requirement tests/colab-constraints.txt \
-	    scikit-learn tqdm filelock nbclient
+	    scikit-learn tqdm filelock anywidget nbclient
 	touch $@
 
-# Scripts that the pages load: mathematics, and widgets without a kernel.
+# Scripts that the pages load: mathematics, widgets without a kernel, and the engine of
+# the explorer's page.
 .site/ready: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[site]'
 	mkdir -p .site/static
-	cd .site && npm pack --silent mathjax@3.2.2 @jupyter-widgets/html-manager@1.0.15
+	mkdir -p .site/engine
+	cd .site && npm pack --silent mathjax@3.2.2 @jupyter-widgets/html-manager@1.0.15 \
+	    onnxruntime-web@1.30.0
+	tar -xzf .site/onnxruntime-web-*.tgz -C .site/engine --strip-components=2 \
+	    package/dist/ort.wasm.bundle.min.mjs \
+	    package/dist/ort-wasm-simd-threaded.wasm
 	tar -xzf .site/mathjax-*.tgz -C .site/static --strip-components=2 package/es5/tex-svg.js
 	tar -xzf .site/jupyter-widgets-*.tgz -C .site/static --strip-components=2 \
 	    --exclude '*.map' --exclude '*-amd.js*' package/dist

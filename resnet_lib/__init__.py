@@ -1,6 +1,6 @@
 """Residual learning from scratch: the library behind the notebooks.
 
-The everyday names stand here; `plots`, `probes`, `checks`, `runs` and `widgets` are
+The everyday names stand here; `plots`, `probes`, `runs` and `explorer` are
 imported by their own names, so that training needs neither Jupyter nor matplotlib.
 """
 

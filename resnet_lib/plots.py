@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,16 +28,12 @@ __all__ = [
     "confusion_matrix",
     "describe",
     "feature_maps",
-    "filter_tiles",
     "flow",
-    "heat_over_image",
     "image_grid",
     "interact",
-    "learning_rate",
     "network_map",
     "path_length_bars",
     "plain_vs_residual",
-    "throughput_bars",
     "training_curves",
     "use_style",
 ]
@@ -208,29 +204,6 @@ def plain_vs_residual(
     return axes
 
 
-def throughput_bars(results: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Images per second: a column for each network, training above evaluation.
-
-    `results` is what `make bench` writes: {"resnet18, training": {"ours": (lowest,
-    median, highest), …}, …}. Bars are medians, dark lines the spread.
-    """
-    rows = {row: cells for row, cells in results.items() if "ours" in cells}
-    colours = {"textbook": "0.75", "ours": RESIDUAL, "compute alone": "#56B4E9"}
-    figure, axes = plt.subplots(2, len(rows) // 2, figsize=(10, 3.8), squeeze=False)
-    for ax, (row, cells) in zip(axes.T.flat, rows.items(), strict=True):
-        low, middle, high = zip(*(cells[bar] for bar in colours), strict=True)
-        ax.barh(list(colours), middle, color=list(colours.values()))
-        ax.hlines(list(colours), low, high, color="0.2")
-        for y, (end, value) in enumerate(zip(high, middle, strict=True)):
-            ax.text(end + 0.03 * max(high), y, f"{value:,.0f}", va="center", size=10)
-        ax.set_title(f"{row}: {cells['of matmul'][1]:.0%} of peak", fontsize=11)
-        ax.set(xlim=(0, 1.3 * max(high)), xticks=[])
-        ax.invert_yaxis()
-        ax.grid(False)
-        ax.label_outer()
-    return figure
-
-
 class LiveCurves:
     """Curves that move while a network trains: `fit(…, on_row=LiveCurves())`.
 
@@ -266,18 +239,6 @@ class LiveCurves:
             self.handle.update(figure, **words)
         else:
             self.handle = display(figure, display_id=True, **words)
-
-
-def learning_rate(
-    rates: Sequence[float], milestones: Sequence[int] = (), ax: Axes | None = None
-) -> Axes:
-    """The learning rate of updates 0, 1, 2, … on a logarithmic axis."""
-    ax = ax or plt.subplots(figsize=(7, 2.6))[1]
-    ax.step(range(len(rates)), rates, where="post")
-    for milestone in milestones:
-        ax.axvline(milestone, color="black", linestyle=":", linewidth=1)
-    ax.set(yscale="log", xlabel="iteration", ylabel="learning rate")
-    return ax
 
 
 def confusion_matrix(
@@ -501,37 +462,6 @@ def feature_maps(
         )
         frame.set_clip_on(False)
         ax.add_patch(frame)
-    ax.axis("off")
-    return ax
-
-
-def heat_over_image(image: Tensor, heat: Tensor, ax: Axes | None = None) -> Axes:
-    """One map (h, w), enlarged and laid over its image, uint8 (3, H, W), in grey."""
-    ax = ax or plt.subplots(figsize=(3, 3))[1]
-    grey = image.float().mean(0).cpu().numpy() / 255
-    extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
-    values = heat.detach().cpu().numpy()
-    scale = _scale(values)
-    strength = np.abs(values) / scale["vmax"]
-    ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
-    ax.imshow(
-        values, extent=extent, interpolation="nearest", alpha=0.85 * strength, **scale
-    )
-    ax.axis("off")
-    return ax
-
-
-def filter_tiles(weight: Tensor, ax: Axes | None = None, columns: int = 8) -> Axes:
-    """Weights (K, 3, h, w) of a first layer as colours; mid-grey is 0.
-
-    Each filter is scaled by its own largest weight.
-    """
-    ax = ax or plt.subplots(figsize=(4, 2))[1]
-    weight = weight.detach().cpu().float()
-    largest = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    colours = (0.5 + 0.5 * weight / largest).permute(0, 2, 3, 1)  # (K, h, w, 3)
-    colours = colours.repeat_interleave(4, 1).repeat_interleave(4, 2)  # thin seams
-    ax.imshow(_tiles(colours.numpy(), columns), interpolation="nearest")
     ax.axis("off")
     return ax
 

@@ -36,7 +36,6 @@ __all__ = [
     "layer_table",
     "lesion",
     "path_lengths",
-    "swappable",
 ]
 
 
@@ -300,41 +299,28 @@ def path_lengths(blocks: int) -> list[int]:
 @contextlib.contextmanager
 def lesion(
     model: nn.Module,
-    scales: Mapping[str, float] | None = None,
-    swap: tuple[str, str] | None = None,
+    scales: Mapping[str, float],
 ) -> Iterator[nn.Module]:
-    """Weaken or exchange blocks inside the `with`; the model is whole again after it.
+    """Weaken blocks inside the `with`; the model is whole again after it.
 
     `scales` gives factors by block name. A residual block becomes
     relu(scale · F(x) + x): 1 leaves it whole, 0 leaves its shortcut alone. A plain
     block has no shortcut, so one is lent to it: scale · block(x) + (1 - scale) · x,
     with x strided and padded as in shortcut A where the shape changes; 0 skips the
-    block. `swap` exchanges two blocks. The model is restored whatever happens inside.
-    Veit et al. 2016, §4.
+    block. The model is restored whatever happens inside. Veit et al. 2016, §4.
 
-    Raises ValueError for an unknown block, a scale outside 0 to 1, and for blocks that
-    cannot be exchanged.
+    Raises ValueError for an unknown block and for a scale outside 0 to 1.
     """
-    scales = dict(scales or {})
     blocks = {name: _find_block(model, name) for name in scales}
     for name, scale in scales.items():
         if not 0 <= scale <= 1:
             raise ValueError(f"{name} is scaled by {scale}: give a number from 0 to 1.")
-    if swap and tuple(swap) not in _exchangeable(model):
-        raise ValueError(
-            f"{' and '.join(map(str, swap))} cannot be exchanged: choose two blocks of "
-            "one stage that both keep the shape."
-        )
     before = {name: vars(block).get("forward") for name, block in blocks.items()}
     try:
         for name, block in blocks.items():
             block.forward = partial(_weakened, block, scales[name])
-        if swap:
-            _exchange(model, *swap)
         yield model
     finally:
-        if swap:
-            _exchange(model, *swap)
         for name, block in blocks.items():
             if before[name] is None:
                 vars(block).pop("forward", None)  # the class's own is back
@@ -366,28 +352,6 @@ def _weakened(block: BasicBlock | PlainBlock, scale: float, x: Tensor) -> Tensor
 def _keeps_shape(block: BasicBlock | PlainBlock) -> bool:
     conv = block.conv1
     return conv.stride == (1, 1) and conv.in_channels == conv.out_channels
-
-
-def swappable(model: nn.Module) -> list[tuple[str, str]]:
-    """Pairs of blocks of one stage that keep the shape and can trade places."""
-    names = [n for n in block_names(model) if _keeps_shape(_find_block(model, n))]
-    return [
-        (one, other)
-        for position, one in enumerate(names)
-        for other in names[position + 1 :]
-        if one.rpartition(".")[0] == other.rpartition(".")[0]
-    ]
-
-
-def _exchangeable(model: nn.Module) -> set[tuple[str, str]]:
-    pairs = swappable(model)
-    return {*pairs, *(pair[::-1] for pair in pairs)}
-
-
-def _exchange(model: nn.Module, one: str, other: str) -> None:
-    stage, _, i = one.rpartition(".")
-    blocks, i, j = _find(model, stage), int(i), int(other.rpartition(".")[2])
-    blocks[i], blocks[j] = blocks[j], blocks[i]
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -431,18 +395,13 @@ class LesionedNet:
             self.intact = self._head(x)  # logits (N, classes) without a lesion
         self.last: dict[int, Tensor] = {}
 
-    def __call__(
-        self,
-        scales: Mapping[str, float] | None = None,
-        swap: tuple[str, str] | None = None,
-    ) -> Tensor:
+    def __call__(self, scales: Mapping[str, float]) -> Tensor:
         """Logits (N, classes) under this lesion.
 
         Raises ValueError for a lesion that `probes.lesion` refuses.
         """
-        touched = {name for name, scale in (scales or {}).items() if scale != 1}
-        touched.update(swap or ())
-        with lesion(self.model, scales, swap), torch.no_grad():
+        touched = {name for name, scale in scales.items() if scale != 1}
+        with lesion(self.model, scales), torch.no_grad():
             if not touched:
                 return self.intact
             first = min(self.names.index(name) for name in touched)

@@ -18,7 +18,6 @@ from resnet_lib.probes import (
     layer_table,
     lesion,
     path_lengths,
-    swappable,
 )
 from resnet_lib.resnet import get_model
 
@@ -318,8 +317,7 @@ def test_a_plain_lesion_goes_from_the_block_to_its_input():
 def test_the_model_is_whole_again_whatever_happens(name):
     model = shaken(name)
     whole, order = model(X), list(model.layer2)
-    pair = ("layer1.0", "layer1.1")
-    with pytest.raises(KeyboardInterrupt), lesion(model, {"layer1.1": 0}, pair):
+    with pytest.raises(KeyboardInterrupt), lesion(model, {"layer1.1": 0}):
         assert not torch.equal(model(X), whole)
         raise KeyboardInterrupt
     with lesion(model, {"layer1.1": 0}):
@@ -333,30 +331,18 @@ def test_the_model_is_whole_again_whatever_happens(name):
 
 
 @pytest.mark.parametrize(
-    ("scales", "swap", "words"),
+    ("scales", "words"),
     [
-        ({"layer9.0": 0}, None, "no layer 'layer9.0'"),
-        ({"layer1": 0}, None, "no block"),
-        ({"layer1.0": 1.5}, None, "from 0 to 1"),
-        ({"layer1.0": float("nan")}, None, "from 0 to 1"),
-        ({}, ("layer1.0", "layer2.0"), "cannot be exchanged"),
-        ({}, ("layer2.0", "layer2.1"), "cannot be exchanged"),
+        ({"layer9.0": 0}, "no layer 'layer9.0'"),
+        ({"layer1": 0}, "no block"),
+        ({"layer1.0": 1.5}, "from 0 to 1"),
+        ({"layer1.0": float("nan")}, "from 0 to 1"),
     ],
 )
-def test_lesions_that_make_no_sense(scales, swap, words):
+def test_lesions_that_make_no_sense(scales, words):
     model = shaken("resnet14")
-    with pytest.raises(ValueError, match=words), lesion(model, scales, swap):
+    with pytest.raises(ValueError, match=words), lesion(model, scales):
         pass
-
-
-def test_blocks_that_can_trade_places_keep_the_shape():
-    assert swappable(get_model("resnet20")) == [
-        ("layer1.0", "layer1.1"),
-        ("layer1.0", "layer1.2"),
-        ("layer1.1", "layer1.2"),
-        ("layer2.1", "layer2.2"),
-        ("layer3.1", "layer3.2"),
-    ]
 
 
 @torch.no_grad()
@@ -366,18 +352,17 @@ def test_kept_inputs_give_the_logits_of_a_whole_pass(name):
     net = LesionedNet(model, X, batch_size=4)
     torch.testing.assert_close(net.intact, model(X), rtol=1e-4, atol=1e-4)
     lesions = [
-        ({}, None),
-        ({"layer2.1": 0.5}, None),
-        ({"layer2.1": 0.2, "layer3.0": 0}, None),
-        ({"layer1.0": 1, "layer3.1": 0}, None),
-        ({"layer1.1": 0}, ("layer1.0", "layer1.1")),
-        ({}, ("layer1.1", "layer1.0")),
-        ({"layer1.0": 0.0}, None),
-        ({"layer1.0": 1.0}, None),
+        {},
+        {"layer2.1": 0.5},
+        {"layer2.1": 0.2, "layer3.0": 0},
+        {"layer1.0": 1, "layer3.1": 0},
+        {"layer1.1": 0},
+        {"layer1.0": 0.0},
+        {"layer1.0": 1.0},
     ]
-    for scales, swap in lesions:
-        found = net(scales, swap)
-        with lesion(model, scales, swap):
+    for scales in lesions:
+        found = net(scales)
+        with lesion(model, scales):
             torch.testing.assert_close(found, model(X), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="from 0 to 1"):
         net({"layer1.0": 2})
@@ -463,7 +448,3 @@ def test_a_network_of_one_channel_is_measured():
 def test_one_block_need_not_be_in_a_list():
     model = shaken("resnet14")
     assert list(block_parts(model, X, "layer2.1")) == ["layer2.1"]
-    alone = ("layer1.0",)
-    told = r"^layer1\.0 cannot be exchanged: choose two"
-    with pytest.raises(ValueError, match=told), lesion(model, swap=alone):
-        pass

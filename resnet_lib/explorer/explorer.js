@@ -456,6 +456,7 @@ class View {
   take(question, { pixels, label, nets }) {
     this.pixels = pixels;
     this.label = label;
+    this.asked = question;
     this.lesion = question.scales;
     this.kernels.clear();
     for (const net of nets) {
@@ -473,6 +474,8 @@ class View {
     const key = JSON.stringify([question.scales, question.iteration]);
     if (key === this.judging) return;
     this.judging = key;
+    delete this.accuracy.dataset.seen;
+    this.accuracy.textContent = "counting right answers …";
     const right = {};
     let seen = 0;
     await new Promise((resolve) => setTimeout(resolve, 150)); // the picture comes first
@@ -495,7 +498,7 @@ class View {
     const channel = this.channel;
     const key = [this.net.title, name, channel].join("/");
     if (!this.kernels.has(key)) {
-      const question = { net: this.net.title, block: name, channel };
+      const question = { ...this.asked, net: this.net.title, block: name, channel };
       this.kernels.set(key, this.backend.kernel(question));
     }
     return this.kernels.get(key);
@@ -869,7 +872,7 @@ class View {
       this.drawMaps();
       this.drawTime();
     }
-    if (what === "block") this.drawMaps();
+    if (what === "block") this.markBlock();
     if (what !== "pixel") this.drawBlock();
     this.drawPixel();
     this.drawWindows();
@@ -952,8 +955,6 @@ class View {
         const limit = one.reduce((top, v) => Math.max(top, Math.abs(v)), 0) || 1;
         paint(node.canvas, out, channel, limit, this.colours);
         const scale = scales[name] ?? 1;
-        const chosen = net === this.net && name === this.block.name;
-        node.button.setAttribute("aria-pressed", String(chosen));
         const state = scale === 1 ? "" : scale === 0 ? ", off" : `, F(x) times ${scale}`;
         node.button.setAttribute("aria-label", `${node.label}, ${net.title}${state}`);
         node.toggle?.setAttribute("aria-checked", String(scale !== 0));
@@ -961,6 +962,15 @@ class View {
         node.cell?.classList.toggle("rx-off", scale === 0);
       }
     }
+    this.markBlock();
+  }
+
+  markBlock() {
+    for (const { net, nodes } of this.maps)
+      for (const [name, node] of Object.entries(nodes)) {
+        const chosen = net === this.net && name === this.block.name;
+        node.button.setAttribute("aria-pressed", String(chosen));
+      }
   }
 
   drawBlock() {
@@ -1154,6 +1164,7 @@ class View {
       total: found.total,
       value: found.value,
       pixel: `${row},${column}`,
+      channel,
       block: block.name,
     });
   }
@@ -1394,7 +1405,8 @@ function cut(parts, numbers) {
 
 /** Draw an explorer into an element; returns what takes it away again. */
 export function mount(element, backend) {
-  const root = h("div.rx");
+  // Jupyter's shortcuts stay out: Enter would leave the widget for the cell's code.
+  const root = h("div.rx", { "data-lm-suppress-shortcuts": "true" });
   element.append(root);
   const view = new View(root, backend);
   view.start().catch((error) => view.tell(error.message));

@@ -69,9 +69,8 @@ def draw(explorer: "Explorer") -> Figure:
                     (column - 0.5, row - 0.5), 1, 1, fill=False, ec="#009E73", lw=2
                 )
             )
-    lower.colorbar(drawn, ax=maps, shrink=0.9, format="%.1f").ax.tick_params(
-        labelsize=8
-    )
+    bar = lower.colorbar(drawn, ax=maps, shrink=0.9, format="%.1f")
+    bar.ax.tick_params(labelsize=8)
     words = f"{explorer.net}, {explorer.block}, channel {channel}"
     lower.suptitle(words, fontsize=10, x=0.02, ha="left")
     return figure

@@ -14,16 +14,18 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 import torchvision
+from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -351,6 +353,29 @@ def markdown(results: dict[str, dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
+def throughput_bars(results: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Images per second: a column for each network, training above evaluation.
+
+    `results` is what `make bench` writes: {"resnet18, training": {"ours": (lowest,
+    median, highest), …}, …}. Bars are medians, dark lines the spread.
+    """
+    rows = {row: cells for row, cells in results.items() if "ours" in cells}
+    colours = {"textbook": "0.75", "ours": plots.RESIDUAL, "compute alone": "#56B4E9"}
+    figure, axes = plt.subplots(2, len(rows) // 2, figsize=(10, 3.8), squeeze=False)
+    for ax, (row, cells) in zip(axes.T.flat, rows.items(), strict=True):
+        low, middle, high = zip(*(cells[bar] for bar in colours), strict=True)
+        ax.barh(list(colours), middle, color=list(colours.values()))
+        ax.hlines(list(colours), low, high, color="0.2")
+        for y, (end, value) in enumerate(zip(high, middle, strict=True)):
+            ax.text(end + 0.03 * max(high), y, f"{value:,.0f}", va="center", size=10)
+        ax.set_title(f"{row}: {cells['of matmul'][1]:.0%} of peak", fontsize=11)
+        ax.set(xlim=(0, 1.3 * max(high)), xticks=[])
+        ax.invert_yaxis()
+        ax.grid(False)
+        ax.label_outer()
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
@@ -391,7 +416,7 @@ def main() -> None:
         write_json(path, report | {measured.__name__: part})
         if measured is throughput:
             plots.use_style()
-            figure = plots.throughput_bars(results)
+            figure = throughput_bars(results)
             about = "{device}, {threads} threads; ours: {computation}"
             figure.suptitle("images/s on " + about.format(**conditions), fontsize=11)
             figure.savefig(path.with_suffix(".png"), dpi=110)

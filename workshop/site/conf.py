@@ -15,8 +15,11 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 from workshop.badges import BADGE, Project  # noqa: E402
+from workshop.site.page import write_page  # noqa: E402
 
 PROJECT = Project.read(ROOT)
+STATE = "application/vnd.jupyter.widget-state+json"
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 project = "Residual learning, from scratch"
 author = "the authors of this project"
@@ -30,6 +33,9 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "data/README.md",
+    "data/results.md",
+    "workshop/handbook.md",
+    "workshop/benchmarks/README.md",
     "notebooks/*.ipynb",
     "notebooks/solutions/*.ipynb",
     "workshop/site/reference.md",
@@ -85,6 +91,9 @@ notebooks/solutions/*
 
 workshop/site/reference
 data/README
+data/results
+workshop/handbook
+workshop/benchmarks/README
 CONTRIBUTING
 CHANGELOG
 ```
@@ -95,11 +104,37 @@ def adapt(app, docname: str, source: list[str]) -> None:
     """Serve the badge from here, and lead to the repository where no page stands."""
     text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
     if docname.startswith("notebooks/"):
-        text = with_alternative_text(text)
+        text = with_explorer(with_alternative_text(text))
     if docname.endswith(("README", "CONTRIBUTING", "CHANGELOG")):
         here = (ROOT / docname).parent
         text = re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
-    source[0] = text + (CONTENTS if docname == root_doc else "")
+    if docname == root_doc:  # the front page
+        text += "\n\n" + DOOR.format(up="") + "\n" + CONTENTS
+    source[0] = text
+
+
+# Closed, the page inside is not loaded; open, it brings its engine along.
+DOOR = """<details class="explorer-door"><summary>Open the explorer here: it runs in
+this page, without a kernel</summary><iframe loading="lazy" title="the explorer"
+src="{up}explorer.html"></iframe></details>"""
+
+
+def with_explorer(notebook: str) -> str:
+    """The explorer's saved picture, and a door to its page: no kernel answers here."""
+    content = json.loads(notebook)
+    state = content["metadata"].get("widgets", {}).get(STATE, {}).get("state", {})
+    ours = {key for key, w in state.items() if w.get("model_module") == "anywidget"}
+    for key in ours:
+        del state[key]
+    for cell in content["cells"]:
+        for output in list(cell.get("outputs", [])):
+            view = output.get("data", {}).get(VIEW, {})
+            if view.get("model_id") in ours:
+                del output["data"][VIEW]
+                door = {"text/html": DOOR.format(up="../"), "text/plain": ""}
+                new = {"output_type": "display_data", "data": door, "metadata": {}}
+                cell["outputs"].append(new)
+    return json.dumps(content)
 
 
 def with_alternative_text(notebook: str) -> str:
@@ -135,6 +170,7 @@ def name_front_page(app, exception: Exception | None) -> None:
     if exception is None and app.builder.name == "html":
         pages = Path(app.outdir)
         shutil.copy(pages / f"{root_doc}.html", pages / "index.html")
+        write_page(pages / "explorer")
 
 
 def setup(app) -> None:

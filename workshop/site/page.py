@@ -72,9 +72,9 @@ class Graph:
         return name
 
     def layer(
-        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, names, x: str, out: str
+        self, conv: nn.Conv2d, bn: nn.BatchNorm2d, names: tuple, x: str, out: str
     ) -> str:
-        """A convolution and its BN."""
+        """A convolution and its BN, whose `names` are those of the model's layers."""
         conv_name, bn_name = names
         weight = self.weight(f"{conv_name}.weight", conv.weight)
         pads = [conv.padding[0]] * 4
@@ -139,10 +139,8 @@ def graph_of(model: nn.Module, name: str) -> Graph:
             x = graph.node("Add", [weak, past], f"{block_name}.out")
     mean = graph.node("GlobalAveragePool", [x], "mean")
     flat = graph.node("Flatten", [mean], "features")
-    weights = [
-        graph.weight(f"fc.{p}", getattr(model.fc, p)) for p in ("weight", "bias")
-    ]
-    graph.node("Gemm", [flat, *weights], "logits", transB=1)
+    weight, bias = (graph.weight(f"fc.{p}", v) for p, v in model.fc.named_parameters())
+    graph.node("Gemm", [flat, weight, bias], "logits", transB=1)
     graph.outputs = dict.fromkeys([*outputs, "logits"])
     return graph
 
@@ -168,9 +166,8 @@ def write_page(folder: Path, data: Dataset | None = None) -> None:
     """Everything that `explorer.html` reads, and the page itself."""
     data = data or load_data()
     folder.mkdir(parents=True, exist_ok=True)
-    runs = {
-        t: load_run(n) for t, n in (NETS if data.name == "cifar10" else DIGITS).items()
-    }
+    names = NETS if data.name == "cifar10" else DIGITS
+    runs = {title: load_run(name) for title, name in names.items()}
     train, _ = data.split(next(iter(runs.values())).recipe["validation"])
     norm = Normalisation.of(train.images)
     nets, judged = [], data.test[:JUDGED]

@@ -92,8 +92,9 @@ LOOK = """async ([index, scales]) => {
             out += String.fromCharCode(...bytes.subarray(i, i + 8192));
         return btoa(out);
     };
-    return nets.map(({ title, logits, parts }) => [title, logits,
-        Object.entries(parts).map(([name, { data, shape }]) => [name, shape, text(data)])]);
+    const told = ([name, { data, shape }]) => [name, shape, text(data)];
+    const all = (parts) => Object.entries(parts).map(told);
+    return nets.map((net) => [net.title, net.logits, all(net.parts)]);
 }"""
 
 
@@ -121,6 +122,7 @@ def test_numbers_are_those_of_pytorch(page, nets, hurt):
             assert {"input", "stem.f", "layer3.0.f", "layer3.0.h"} <= names
     print(f"largest difference: {worst:.1e}")
     assert worst < 1e-3
+    page.evaluate("document.querySelector('.rx').view.refresh()")  # its own again
 
 
 def test_the_pixel_adds_up(page):
@@ -152,7 +154,8 @@ def test_accuracy_follows_a_lesion(page, nets):
 MEASURE = """async () => {
     const view = document.querySelector('.rx').view;
     const pause = (ms) => new Promise((go) => setTimeout(go, ms));
-    while (document.querySelector('.rx-accuracy').dataset.seen !== '200') await pause(100);
+    const accuracy = document.querySelector('.rx-accuracy');
+    while (accuracy.dataset.seen !== '200') await pause(100);
     const looks = () => Number(view.root.dataset.looks);
     const times = { hover: [], block: [], lesion: [] };
     const canvas = document.querySelector('figure[data-step=f] canvas');

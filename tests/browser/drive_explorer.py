@@ -1,0 +1,414 @@
+"""The explorer in a real browser, used as a reader uses it: `make browser`.
+
+JupyterLab and Notebook 7, light and dark: the mouse and the keyboard open blocks and
+pixels, switch branches off, bring pictures, and play a training back; what is shown
+must be PyTorch's numbers. Printed is how fast it follows. Screenshots go to the folder
+that the first line of the output names.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
+
+from resnet_lib.data import Normalisation
+from resnet_lib.datasets import load_data
+from resnet_lib.explorer.inside import look_inside
+from resnet_lib.runs import load_run
+
+PICTURES = Path(tempfile.gettempdir()) / "explorer-screenshots"
+MINUTE = 60_000  # milliseconds
+APPS = {
+    "lab": ("/lab/tree/", "JupyterLab Light"),
+    "notebook": ("/notebooks/", "JupyterLab Dark"),
+}
+RUNS = {"residual": "resnet20-paper-8k", "plain": "plain20-paper-8k"}
+CELLS = (
+    f"""from resnet_lib.datasets import load_data
+from resnet_lib.explorer import Explorer
+from resnet_lib.runs import load_run
+data = load_data()
+nets = {{title: load_run(name) for title, name in {RUNS}.items()}}
+explorer = Explorer(nets, data, block="layer2.1")
+explorer""",
+    "history = Explorer({'net': load_run('resnet18-paper-64k')}, data)\nhistory",
+    "explorer.block = 'layer3.0'; explorer.pixel = [2, 3]; print('set')",
+)
+NAME = "explorer.ipynb"
+
+
+def serve(app: str, folder: Path, theme: str) -> tuple[subprocess.Popen, str]:
+    """A server as `make lab` starts it, on a free port; off-screen cells are drawn."""
+    settings = {
+        "apputils-extension/themes": {"theme": theme},
+        "apputils-extension/notification": {"fetchNews": "false"},
+        "notebook-extension/tracker": {"windowingMode": "none"},
+    }
+    home = folder.with_name(folder.name + "-settings")
+    for name, values in settings.items():
+        file = home / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = open(home / "server.log", "w")  # noqa: SIM115, the server writes to it
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jupyter", app, str(folder), "--no-browser"),
+            *(f"--port={port}", "--IdentityProvider.token=", "--allow-root"),
+        ],
+        env={
+            **os.environ,
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "lab"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        },
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=5)
+            return server, address
+        except OSError:
+            assert server.poll() is None, (home / "server.log").read_text()
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")
+
+
+@pytest.fixture(scope="module", params=APPS)
+def page(request, tmp_path_factory):
+    """A notebook with two explorers, executed here and now."""
+    folder = tmp_path_factory.mktemp(request.param)
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(content, folder / NAME)
+    path, theme = APPS[request.param]
+    server, address = serve(request.param, folder, theme)
+    PICTURES.mkdir(exist_ok=True)
+    print(f"screenshots: {PICTURES}")
+    try:
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=shutil.which("chromium"))
+            page = browser.new_page(viewport={"width": 1280, "height": 1400})
+            page.set_default_timeout(MINUTE)
+            page.application = request.param
+            page.wrong = []
+            page.on("pageerror", lambda error: page.wrong.append(error))
+            page.goto(f"{address}{path}{NAME}", timeout=3 * MINUTE)
+            run_all(page)
+            for number in range(2):
+                page.locator(".rx").nth(number).scroll_into_view_if_needed()
+                page.locator(".rx[data-looks]").nth(number).wait_for()
+            yield page
+            ours = [e.stack for e in page.wrong if "blob:" in (e.stack or "")]
+            assert ours == [], "the widget's module comes from a blob"
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def run_all(page: Page) -> None:
+    """Run all cells, again where that came before the kernel was ready for them."""
+    waiting = page.locator(".jp-InputPrompt", has_text="[*]")
+    last = page.locator(".jp-CodeCell .jp-InputPrompt").last
+    page.locator(".jp-InputPrompt").first.wait_for(timeout=3 * MINUTE)
+    for _ in range(20):
+        with contextlib.suppress(TimeoutError):
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_text("Run All Cells", exact=True).click(timeout=5_000)
+            waiting.first.wait_for(state="attached", timeout=5_000)
+        page.keyboard.press("Escape")
+        expect(waiting).to_have_count(0, timeout=5 * MINUTE)
+        if re.search(r"\d", last.inner_text()):
+            return
+    raise AssertionError("the cells do not run")
+
+
+@pytest.fixture(scope="module")
+def nets():
+    data = load_data()
+    runs = {title: load_run(name) for title, name in RUNS.items()}
+    train, _ = data.split(runs["residual"].recipe["validation"])
+    models = {title: run.model() for title, run in runs.items()}
+    return data, Normalisation.of(train.images), models
+
+
+def first(page: Page):
+    return page.locator(".rx").first
+
+
+def shoot(found, page: Page, name: str) -> None:
+    found.screenshot(path=PICTURES / f"{page.application}-{name}.png")
+
+
+def answered(page: Page, act) -> None:
+    """Do something that asks the kernel, and wait until the view has its answer."""
+    looks = "Number(document.querySelector('.rx').dataset.looks)"
+    before = page.evaluate(looks)
+    act()
+    page.wait_for_function(f"{looks} > {before}")
+
+
+def probability(page: Page, net: int, number: int) -> float:
+    row = first(page).locator("table").nth(net).locator("tr").nth(number)
+    return float(row.get_attribute("data-probability"))
+
+
+def test_the_state_was_set_from_python(page):
+    chosen = first(page).locator(".rx-node[aria-pressed=true]")
+    expect(chosen).to_have_attribute("aria-label", re.compile(r"layer3\.0, residual"))
+    windows = first(page).locator(".rx-windows[data-value]")
+    expect(windows).to_have_attribute("data-pixel", "2,3")
+
+
+def test_values_under_the_pointer_are_pytorchs(page, nets):
+    data, norm, models = nets
+    rx = first(page)
+    inside = look_inside(models["residual"], norm(data.test.images[:1]))
+    rx.get_by_label("layer2.1, residual").first.click()
+    rx.locator(".rx-tile[data-channel='7']").click()
+    canvas = rx.locator("figure[data-step=f] canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    pixel = box["width"] / 16
+    for row, column in ((0, 0), (4, 9), (15, 15)):
+        place = ((column + 0.5) * pixel, (row + 0.5) * pixel)
+        page.mouse.move(box["x"] + place[0], box["y"] + place[1])
+        f = inside.parts["layer2.1.f"][0, 7, row, column].item()
+        x = inside.parts["layer2.1.x"][0, 7, row, column].item()
+        for step, right in (("x", x), ("f", f), ("sum", f + x), ("out", max(0, f + x))):
+            value = rx.locator(f"figure[data-step={step}] .rx-value")
+            found = float(value.get_attribute("data-value"))
+            assert abs(found - right) < 1e-3, (step, row, column)
+    field = rx.locator(".rx-field")
+    assert field.get_attribute("data-size").split(" × ")[0].isdigit()
+
+
+def test_the_arithmetic_adds_up_to_the_value(page):
+    rx = first(page)
+    rx.locator("figure[data-step=f] canvas").click(position={"x": 70, "y": 60})
+    windows = rx.locator(".rx-windows[data-value]")
+    page.wait_for_function(
+        """() => {
+            const { view } = document.querySelector('.rx');
+            const { block, channel, pixel } = view.windows.dataset;
+            const here = pixel === view.pixel.join();
+            return block === "layer2.1" && channel === "7" && here;
+        }"""
+    )
+    page.mouse.move(5, 5)  # what is pinned is shown, not what lies under the pointer
+    value = rx.locator("figure[data-step=f] .rx-value").get_attribute("data-value")
+    assert abs(float(windows.get_attribute("data-value")) - float(value)) < 1e-3
+    sums = [
+        float(text.replace("−", "-").removeprefix("sum "))
+        for text in rx.locator(".rx-product > span:last-child").all_inner_texts()
+    ]
+    rest = rx.locator(".rx-windows").inner_text()
+    rest = float(re.search(r"together (\S+)", rest)[1].replace("−", "-"))
+    total = float(windows.get_attribute("data-total"))
+    assert abs(sum(sums) + rest - total) < 0.004  # four rounded numbers
+    shoot(rx, page, "pixel")
+
+
+def test_a_lesion_changes_the_answer_and_the_accuracy(page, nets):
+    data, norm, models = nets
+    rx = first(page)
+    rx.locator(".rx-accuracy[data-seen='1000']").wait_for()
+    answered(page, lambda: rx.locator(".rx-switch").nth(3).click())
+    scales, x = {"layer2.0": 0}, norm(data.test.images[:1])
+    for number, model in enumerate(models.values()):
+        right = look_inside(model, x, scales).logits[0].softmax(0).tolist()
+        found = [probability(page, number, i) for i in range(10)]
+        assert np.abs(np.array(found) - right).max() < 1e-3
+    expect(rx.locator(".rx-verdict").first).to_contain_text("256 path")
+    rx.locator(".rx-accuracy[data-seen='1000']").wait_for()
+    count = int(rx.locator(".rx-accuracy").get_attribute("data-residual"))
+    part = data.test[:1000]
+    logits = look_inside(models["residual"], norm(part.images), scales).logits
+    assert (
+        abs(count - int((logits.argmax(1) == part.labels).sum())) <= 2
+    )  # BN is folded
+    shoot(rx, page, "lesion")
+    answered(page, lambda: rx.get_by_text("make all whole").click())
+
+
+def test_dragging_fast_ends_at_the_last_position(page):
+    rx = first(page)
+    slider = rx.locator(".rx-block input[type=range]")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] - 8, y)
+    page.mouse.down()
+    for step in range(40):
+        page.mouse.move(box["x"] + box["width"] - 8 - 4 * step, y)
+    page.mouse.up()
+    value = float(slider.input_value())
+    assert value < 0.5
+    page.wait_for_function(
+        f"document.querySelector('.rx').view.lesion['layer2.1'] === {value}"
+    )
+    answered(page, lambda: rx.get_by_text("make all whole").click())
+
+
+def test_the_keyboard_does_everything(page):
+    rx = first(page)
+    rx.get_by_label("layer2.1, residual").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    chosen = rx.locator(".rx-node[aria-pressed=true]")
+    expect(chosen).to_have_attribute("aria-label", re.compile(r"layer2\.2"))
+    rx.locator("figure[data-step=f] canvas").focus()
+    before = rx.locator(".rx-windows").get_attribute("data-pixel")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        f"document.querySelector('.rx-windows').dataset.pixel !== '{before}'"
+    )
+    rx.locator(".rx-switch").nth(5).focus()
+    answered(page, lambda: page.keyboard.press("Space"))
+    off = rx.locator(".rx-switch[aria-checked=false]")
+    expect(off.first).to_have_attribute("aria-label", re.compile("layer2.2"))
+    answered(page, lambda: page.keyboard.press("Space"))
+    rx.locator(".rx-thumb").first.focus()
+    page.keyboard.press("ArrowRight")
+    answered(page, lambda: page.keyboard.press("Enter"))
+    nameless = rx.evaluate(
+        """root => [...root.querySelectorAll('button, input, canvas[tabindex]')].filter(
+            e => !(e.getAttribute('aria-label') || e.textContent.trim())).length"""
+    )
+    assert nameless == 0
+
+
+def test_pictures_of_ones_own(page, tmp_path):
+    rx = first(page)
+    Image.fromarray(np.full((50, 50), 2048, np.uint16)).save(tmp_path / "deep.png")
+    noise = np.random.default_rng(0).integers(0, 255, (4200, 4200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "50MB.png", compress_level=0)
+    assert (tmp_path / "50MB.png").stat().st_size > 50_000_000
+    for name in ("deep.png", "50MB.png"):
+        rx.locator(".rx-own input").set_input_files(tmp_path / name)
+        rx.get_by_text(f"{name}: the middle square").wait_for()
+        total = "document.querySelector('.rx').view.pixels.reduce((a, b) => a + b)"
+        page.wait_for_function(f"Math.abs({total} / 3072 - 127) < 4")
+    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    rx.locator(".rx-own input").set_input_files(tmp_path / "drawing.svg")
+    rx.get_by_text("a drawing").wait_for()
+    rx.get_by_text("draw one").click()
+    pad = rx.locator(".rx-pad canvas")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+
+    def stroke() -> None:
+        page.mouse.move(box["x"] + 30, box["y"] + 90)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 150, box["y"] + 100, steps=5)
+        page.mouse.up()
+
+    answered(page, stroke)
+    shoot(rx, page, "drawn")
+    rx.get_by_text("draw one").click()
+    answered(page, lambda: rx.locator(".rx-thumb").nth(6).click())
+
+
+def test_a_training_is_played_back(page):
+    rx = page.locator(".rx").nth(1)
+    rx.scroll_into_view_if_needed()
+    rx.get_by_text("play", exact=True).click()
+    expect(rx.locator(".rx-time .rx-words")).to_contain_text(
+        "untrained", timeout=MINUTE
+    )
+    shoot(rx, page, "iteration-0")
+    expect(rx.locator(".rx-verdict")).to_contain_text("64,000", timeout=MINUTE)
+    rx.locator(".rx-time input").fill("2000")
+    expect(rx.locator(".rx-time .rx-words")).to_contain_text("shown are those of 500")
+
+
+MEASURE = """async () => {
+    const root = document.querySelector('.rx');
+    const view = root.view;
+    const pause = (ms) => new Promise((go) => setTimeout(go, ms));
+    const looks = () => Number(root.dataset.looks);
+    const times = { hover: [], block: [], lesion: [] };
+    const canvas = root.querySelector('figure[data-step=f] canvas');
+    const nodes = [...root.querySelectorAll('.rx-node')];
+    const toggles = [...root.querySelectorAll('.rx-switch')];
+    const box = canvas.getBoundingClientRect();
+    for (let i = 0; i < 20; i++) {
+        let start = performance.now();
+        canvas.dispatchEvent(new PointerEvent('pointermove',
+            { clientX: box.left + 5 + 6 * i, clientY: box.top + 40 }));
+        times.hover.push(performance.now() - start);
+        start = performance.now();
+        nodes[1 + (i % 9)].click();
+        times.block.push(performance.now() - start);
+        await pause(100);
+    }
+    for (let i = 0; i < 20; i++) {
+        const before = looks();
+        const start = performance.now();
+        toggles[i % 9].click();
+        while (looks() === before) await pause(1);
+        times.lesion.push(performance.now() - start);
+        view.judging = null; // the answer alone is measured
+        await pause(1500);
+    }
+    view.set({ scales: {} });
+    return times;
+}"""
+GOALS = {"hover": 16, "block": 100, "lesion": 100}  # milliseconds
+
+
+def test_latency(page):
+    load = os.getloadavg()[0]
+    print(f"{page.application}, {os.cpu_count()} cores, load {load:.1f}")
+    for what, values in page.evaluate(MEASURE).items():
+        median = statistics.median(values)
+        print(f"{what:7} median {median:6.1f} ms of 20, worst {max(values):6.1f} ms")
+        assert median < 5 * GOALS[what]  # a busy machine is no broken widget
+
+
+def test_nothing_overflows_on_a_narrow_screen(page):
+    rx = first(page)
+    rx.evaluate("root => { root.style.width = '360px'; }")
+    time.sleep(1)
+    shoot(rx, page, "360")
+    wide = rx.evaluate(
+        """root => [...root.querySelectorAll('*')].filter(e => {
+            const box = e.getBoundingClientRect();
+            return box.width && box.right > root.getBoundingClientRect().right + 1;
+        }).map(e => e.className.baseVal ?? e.className)"""
+    )
+    rx.evaluate("root => { root.style.width = ''; }")
+    assert wide == []
+
+
+def test_a_dead_kernel_shows_a_veil(page):
+    rx = first(page)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text(re.compile("^Shut Down Kernel")).first.click()
+    time.sleep(3)
+    rx.locator(".rx-switch").first.click()
+    expect(rx.locator(".rx-veil")).to_be_visible(timeout=MINUTE)
+    expect(rx.locator(".rx-veil")).to_contain_text("Run this cell")
+    assert rx.locator(".rx-body").evaluate("body => body.inert")
+    shoot(rx, page, "veil")
