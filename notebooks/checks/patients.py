@@ -232,7 +232,7 @@ def changed_input(case: Case) -> float:
 
 
 def channels_added(case: Case) -> float:
-    """The shortcut's channels over the branch's, in the block where they differ most."""
+    """Channels of the shortcut over the branch's, in the block where they differ most."""
     with torch.no_grad():
         return min(
             block.shortcut(x).shape[1] / block.residual(x).shape[1]
@@ -323,7 +323,7 @@ def perfect_loss(case: Case) -> float:
 
 
 def nearest_mean(case: Case) -> float:
-    """Share of test images whose nearest mean image, class by class, is the right one."""
+    """Share of test images whose nearest mean image of a class is the right one."""
     train, test = case.data.train[:5000], case.data.test[:500]
     x, classes = train.images.float().flatten(1), range(len(case.data.classes))
     means = torch.stack([x[train.labels == c].mean(0) for c in classes])
