@@ -232,7 +232,7 @@ def changed_input(case: Case) -> float:
 
 
 def channels_added(case: Case) -> float:
-    """Channels of the shortcut over the branch's, in the block where they differ most."""
+    """Channels of the shortcut over the branch's, where they differ most."""
     with torch.no_grad():
         return min(
             block.shortcut(x).shape[1] / block.residual(x).shape[1]
