@@ -151,8 +151,8 @@ def _typed(name: str, kind: type, value: object) -> object:
         return None
     if kind is str:
         if not isinstance(value, str):
-            choices = " or ".join(map(repr, CHOICES[name]))
-            raise ValueError(f"Recipe.{name} is {value!r}: give {choices}.")
+            choices = ", ".join(map(repr, CHOICES[name]))
+            raise ValueError(f"Recipe.{name} is {value!r}: choose from {choices}.")
         return str(value)
     is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's too
     if kind is bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from checks.base import Hint, check, compare, near, values
+from checks.base import Hint, check, compare, near, number, values
 
 
 @check
@@ -136,7 +136,8 @@ def check_gradient_ratio(measure: Callable[[int, bool], float]) -> str:
     ratios = {}
     for layers, batch_norm in ((8, True), (32, True), (32, False)):
         torch.manual_seed(0)
-        ratio = float(measure(layers, batch_norm))
+        hint = "return the ratio, one number, not {}."
+        ratio = number(measure(layers, batch_norm), hint)
         if not (math.isfinite(ratio) and ratio > 0):
             raise Hint(f"{layers} layers: a ratio of norms is above 0, not {ratio}.")
         ratios[layers, batch_norm] = ratio
