@@ -16,9 +16,9 @@ def as_pixels(images: Tensor | np.ndarray) -> Tensor:
     """Images as a uint8 tensor (N, C, H, W); ValueError says how to make them one."""
     if hasattr(images, "labels"):
         raise ValueError("These are Images, pictures with labels. Give their .images.")
+    _check_dense(images)
     if getattr(images, "dtype", None) not in (torch.uint8, np.uint8):
         raise ValueError(f"Images must be uint8, 0 to 255. {_to_uint8(images)}")
-    _check_dense(images)
     shape = tuple(images.shape)
     if isinstance(images, np.ndarray):
         if len(shape) == 3 and shape[2] not in (1, 3, 4):

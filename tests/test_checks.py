@@ -14,6 +14,7 @@ import test_checks_05
 import test_checks_06
 import test_checks_08
 import torch
+from checks import base
 from torch import Tensor, nn
 
 import resnet_lib
@@ -129,9 +130,15 @@ def test_an_error_says_whose_it_is(says):
 
     verdict, line = says(checks.check_stack_jacobian, mine)
     assert not verdict and line.startswith("✗ Your code stopped with RuntimeError: ")
+    judge = {}
+    code = compile("def judge(answer): answer(); return 1 / 0", base.__file__, "exec")
+    exec(code, judge)
+    verdict, line = says(base.check(judge["judge"]), lambda: 1)
+    assert not verdict
+    assert "check of your answer stopped with ZeroDivisionError: " in line
     unclear = np.array(["neither", "overfitting"])
     verdict, line = says(checks.check_diagnosis, lambda shallow, deep: unclear)
-    assert not verdict and "check of your answer stopped with ValueError: " in line
+    assert not verdict and "return one of degradation, " in line
 
 
 def test_what_is_no_function_is_told_so(says):

@@ -93,7 +93,7 @@ def values(answer: object, hint: str, shape: tuple[int, ...] | None = None) -> T
         try:
             is_array = getattr(answer, "ndim", 0)
             found = torch.from_numpy(np.array(answer if is_array else _bare(answer)))
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError, RuntimeError):
             raise Hint(_filled(hint, type(answer).__name__)) from None
     if found.dtype == torch.bool or found.is_complex():
         raise Hint(_filled(hint, found.dtype))

@@ -357,10 +357,8 @@ def _look_at_gradients(block, x: Tensor, depth: int) -> None:
 @check
 def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> str:
     """Judge y, predicted by hand, for a kernel that subtracts the right neighbour."""
-    try:
-        found = torch.as_tensor(predict(), dtype=torch.float).squeeze()
-    except (TypeError, ValueError, RuntimeError):
-        raise Hint("return four rows of four numbers, as lists in a list.") from None
+    hint = "return four rows of four numbers, as lists in a list."
+    found = values(predict(), hint).float().squeeze()
     if found.shape != (4, 4):
         raise Hint(f"y is 4×4, and your answer has the shape {tuple(found.shape)}.")
     x = torch.zeros(1, 1, 4, 4)

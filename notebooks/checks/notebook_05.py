@@ -35,7 +35,7 @@ def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
     )  # fmt: skip
     for shallow, deep, right, hint in cases:
         answer = diagnose(dict(shallow), dict(deep))
-        if answer not in names:
+        if not isinstance(answer, str) or answer not in names:
             raise Hint(f"return one of {', '.join(names)}, not {answer!r}.")
         if answer != names[right]:
             raise Hint(f"shallow {shallow}, deep {deep}: {hint}")

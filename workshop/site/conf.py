@@ -10,16 +10,18 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinx.util import logging
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 from workshop.badges import BADGE, Project  # noqa: E402
+from workshop.execute import STATE, VIEW, lost_widgets  # noqa: E402
 from workshop.site.page import write_page  # noqa: E402
 
 PROJECT = Project.read(ROOT)
-STATE = "application/vnd.jupyter.widget-state+json"
-VIEW = "application/vnd.jupyter.widget-view+json"
+logger = logging.getLogger(__name__)  # `make site` makes errors of its warnings
 
 project = "Residual learning, from scratch"
 author = "the authors of this project"
@@ -104,6 +106,11 @@ def adapt(app, docname: str, source: list[str]) -> None:
     """Serve the badge from here, and lead to the repository where no page stands."""
     text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
     if docname.startswith("notebooks/"):
+        if lost := lost_widgets(json.loads(text)):
+            logger.warning(
+                f"{docname} keeps no state of {len(lost)} widgets, which would be "
+                "blank: run `make notebooks` for it."
+            )
         text = with_explorer(with_alternative_text(text))
     if docname.endswith(("README", "CONTRIBUTING", "CHANGELOG")):
         here = (ROOT / docname).parent
