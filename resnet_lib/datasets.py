@@ -185,8 +185,9 @@ def load_folder(
 
 
 def _pixels(size: object) -> int:
-    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-        raise ValueError(f"size is {size!r}: give a whole number of pixels, 1 or more.")
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    if not whole or not 1 <= size <= 4096:
+        raise ValueError(f"size is {size!r}: give a whole number of pixels, 1 to 4096.")
     return int(size)
 
 

@@ -203,7 +203,7 @@ def get_model(
 
 
 def describe(model: nn.Module) -> dict | None:
-    """What rebuilds this network: {"class": "ResNet", **model.config}.
+    """What rebuilds this network: `{"class": "ResNet", **model.config}`.
 
     None for a network that cannot be rebuilt by `ResNet(**config)`: one of another
     class, or one whose layers were changed after it was built.

@@ -111,10 +111,9 @@ def adapt(app, docname: str, source: list[str]) -> None:
                 f"{docname} keeps no state of {len(lost)} widgets, which would be "
                 "blank: run `make notebooks` for it."
             )
-        text = with_explorer(with_alternative_text(text))
-    if docname.endswith(("README", "CONTRIBUTING", "CHANGELOG")):
-        here = (ROOT / docname).parent
-        text = re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
+        text = with_links(with_explorer(with_alternative_text(text)), docname)
+    else:
+        text = linked(text, docname)
     if docname == root_doc:  # the front page
         text += "\n\n" + DOOR.format(up="") + "\n" + CONTENTS
     source[0] = text
@@ -161,6 +160,19 @@ def is_pixel(output: dict) -> bool:
     return "data:image/gif;base64" in "".join(
         output.get("data", {}).get("text/html", "")
     )
+
+
+def linked(text: str, docname: str) -> str:
+    here = (ROOT / docname).parent
+    return re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
+
+
+def with_links(notebook: str, docname: str) -> str:
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = linked("".join(cell["source"]), docname)
+    return json.dumps(content)
 
 
 def address(here: Path, link: re.Match) -> str:
