@@ -38,9 +38,7 @@ def as_pixels(images: Tensor | np.ndarray) -> Tensor:
 
 def _check_dense(values: object) -> None:
     if isinstance(values, Tensor) and values.layout != torch.strided:
-        raise ValueError(
-            f"This tensor is sparse, {values.layout}. Convert it with .to_dense()."
-        )
+        raise ValueError("This tensor is sparse. Convert it with .to_dense().")
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

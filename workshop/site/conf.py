@@ -10,8 +10,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from sphinx.util import logging
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "notebooks"))
@@ -21,7 +19,6 @@ from workshop.execute import STATE, VIEW, lost_widgets  # noqa: E402
 from workshop.site.page import write_page  # noqa: E402
 
 PROJECT = Project.read(ROOT)
-logger = logging.getLogger(__name__)  # `make site` makes errors of its warnings
 
 project = "Residual learning, from scratch"
 author = "the authors of this project"
@@ -107,7 +104,7 @@ def adapt(app, docname: str, source: list[str]) -> None:
     text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
     if docname.startswith("notebooks/"):
         if lost := lost_widgets(json.loads(text)):
-            logger.warning(
+            raise ValueError(
                 f"{docname} keeps no state of {len(lost)} widgets, which would be "
                 "blank: run `make notebooks` for it."
             )
