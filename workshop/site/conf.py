@@ -5,6 +5,7 @@ nothing is fetched when a page is opened.
 """
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -19,6 +20,9 @@ from workshop.execute import STATE, VIEW, lost_widgets  # noqa: E402
 from workshop.site.page import write_page  # noqa: E402
 
 PROJECT = Project.read(ROOT)
+
+# Of Sphinx, which counts its warnings; `make site` makes errors of them.
+logger = logging.getLogger("sphinx.notebooks")
 
 project = "Residual learning, from scratch"
 author = "the authors of this project"
@@ -104,7 +108,7 @@ def adapt(app, docname: str, source: list[str]) -> None:
     text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
     if docname.startswith("notebooks/"):
         if lost := lost_widgets(json.loads(text)):
-            raise ValueError(
+            logger.warning(
                 f"{docname} keeps no state of {len(lost)} widgets, which would be "
                 "blank: run `make notebooks` for it."
             )
