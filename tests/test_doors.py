@@ -22,6 +22,37 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project
 ADDRESS = PYPROJECT["urls"]["Repository"]
 
 
+# --- the Makefile's paths -------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("/data", "/data"),
+        ("/with a space/x", "/with a space/x"),
+        ("a/$HOME $(x)", f"{ROOT}/a/$HOME $(x)"),
+        ("~/pictures", "~/pictures"),  # the library knows what ~ is
+        ("~", "~"),
+        ("with a space", f"{ROOT}/with a space"),
+        ("it's #1", f"{ROOT}/it's #1"),
+        ('a"b', f'{ROOT}/a"b'),
+        ("back\\slash", f"{ROOT}/back\\slash"),
+    ],
+)
+def test_a_data_folder_reaches_the_recipes_whole(given, meant):
+    show = 'show:; @printf %s "$$RESNET_LIB_DATA"'
+    found = subprocess.run(
+        ["make", "--silent", "--no-print-directory", "--eval", show, "show"],
+        cwd=ROOT,
+        env=os.environ | {"RESNET_LIB_DATA": given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == meant
+
+
 # --- packages -------------------------------------------------------------------------
 
 
