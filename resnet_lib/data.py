@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -66,8 +66,8 @@ class Images:
 class Dataset:
     """A training set, a test set and the names of the classes.
 
-    Raises ValueError for a part without images, for parts of different channels, and
-    for a label without a class.
+    Raises ValueError for a part without images, for parts of different channels, for a
+    label without a class, and for a name that is no text.
     """
 
     name: str
@@ -76,7 +76,11 @@ class Dataset:
     test: Images
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "classes", _class_names(self.classes))
+        if not isinstance(self.name, str):
+            raise ValueError(
+                f"The name of a data set is {self.name!r}: give text, as in 'pets'."
+            )
         for name, part in (("training", self.train), ("test", self.test)):
             self._check_part(name, part)
         train, test = (part.images.shape[1] for part in (self.train, self.test))
@@ -123,7 +127,7 @@ class Dataset:
         From the names of the classes, the sizes, every label, and some 150,000 pixels
         of each part, spread over all images.
         """
-        digest = hashlib.sha256(repr([str(name) for name in self.classes]).encode())
+        digest = hashlib.sha256(repr(list(self.classes)).encode())
         for part in (self.train, self.test):
             digest.update(repr(tuple(part.images.shape)).encode())
             # An odd step, so that the sample is not one column of all pictures.
@@ -155,6 +159,20 @@ class Dataset:
         if validation == 0:
             return self.train, None
         return self.train[:-validation], self.train[-validation:]
+
+
+def _class_names(classes: object) -> tuple[str, ...]:
+    """The names in their order, as text. "cat" is one name, not three, and a set has no
+    order."""
+    one_name, unordered = isinstance(classes, str | bytes), isinstance(classes, Set)
+    try:
+        if one_name or unordered or not len(classes):
+            raise TypeError
+        return tuple(str(name) for name in classes)
+    except TypeError:
+        raise ValueError(
+            f"The classes are {classes!r}: list a name for each, as in ('cat', 'dog')."
+        ) from None
 
 
 @dataclass(frozen=True)

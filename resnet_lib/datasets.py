@@ -25,11 +25,13 @@ with `in_channels=1`.
 """
 
 import io
+import os
 import pickle
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +154,7 @@ def load_folder(
     if not path.is_dir():
         what = "is a file" if path.is_file() else "does not exist"
         raise ValueError(f"{path} {what}. Give the folder that holds the classes.")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"size is {size!r}: give a whole number of pixels, 1 or more.")
+    size = _pixels(size)
     given = [path / name for name in TEST_FOLDERS if _class_folders(path / name)]
     inside = path / "train" if _class_folders(path / "train") else path
     files = _files_by_class(inside)
@@ -162,7 +163,7 @@ def load_folder(
         done = f"{given[0].name} is the test set"
     else:
         files, test_files = _set_aside(files, test)
-        done = f"of every class, {test:.0%} were set aside as the test set"
+        done = f"of every class, {float(test):.0%} were set aside as the test set"
     problems: list[str] = []
     train = _read_all(files, size, grey, problems)
     tests = _read_all(test_files, size, grey, problems)
@@ -173,13 +174,26 @@ def load_folder(
             f"take them away: {told}."
         )
     train = train[torch.randperm(len(train), generator=_generator())]
-    data = Dataset(f"folder {path.resolve().name}", tuple(files), train, tests)
+    names = tuple(map(_printable, files))
+    data = Dataset(f"folder {_printable(path.resolve().name)}", names, train, tests)
     print(
         f"{data.name}: {len(files)} classes, {len(train):,} training and "
         f"{len(tests):,} test pictures, the middle square of each at {size} by "
         f"{size} pixels, {'grey' if grey else 'RGB'}; {done}."
     )
     return data
+
+
+def _pixels(size: object) -> int:
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    if not whole or not 1 <= size <= 4096:
+        raise ValueError(f"size is {size!r}: give a whole number of pixels, 1 to 4096.")
+    return int(size)
+
+
+def _printable(name: str) -> str:
+    """A file's name as it can be printed: of another encoding, bytes as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _generator() -> torch.Generator:
@@ -227,9 +241,9 @@ def _given_for_testing(folder: Path, train: dict[str, list[Path]]) -> dict:
 
 def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
     """The files to train and to test on; the same ones for the same folder."""
-    if not 0 < share < 1:
+    if not isinstance(share, Real) or not 0 < share < 1:
         raise ValueError(
-            f"test is {share}: give the share of the pictures that is set aside, "
+            f"test is {share!r}: give the share of the pictures that is set aside, "
             "between 0 and 1, as 0.2."
         )
     generator = _generator()
@@ -283,11 +297,14 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
     scaled to 255, and 12 bits are told from 16 by the largest value. Raises ValueError,
     in words to put behind "cannot be read:", for anything that is no picture.
     """
+    size = None if size is None else _pixels(size)
     if not isinstance(source, bytes):
         try:
             source = expanded(source).read_bytes()
         except OSError as error:
             raise ValueError(f"it cannot be opened ({error.strerror})") from error
+        except (TypeError, ValueError) as error:  # no path at all
+            raise ValueError(f"it cannot be opened ({error})") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged data that do not draw

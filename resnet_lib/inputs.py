@@ -16,6 +16,7 @@ def as_pixels(images: Tensor | np.ndarray) -> Tensor:
     """Images as a uint8 tensor (N, C, H, W); ValueError says how to make them one."""
     if hasattr(images, "labels"):
         raise ValueError("These are Images, pictures with labels. Give their .images.")
+    _check_dense(images)
     if getattr(images, "dtype", None) not in (torch.uint8, np.uint8):
         raise ValueError(f"Images must be uint8, 0 to 255. {_to_uint8(images)}")
     shape = tuple(images.shape)
@@ -33,6 +34,11 @@ def as_pixels(images: Tensor | np.ndarray) -> Tensor:
     if 0 in shape[1:]:
         raise ValueError(f"Images of shape {shape} have no pixels. Give 1 × 1 or more.")
     return images
+
+
+def _check_dense(values: object) -> None:
+    if isinstance(values, Tensor) and values.layout != torch.strided:
+        raise ValueError("This tensor is sparse. Convert it with .to_dense().")
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:
@@ -81,8 +87,15 @@ def _to_uint8(images: object) -> str:
 
 def as_labels(labels: object, count: int) -> Tensor:
     """Labels as int64 (count,); ValueError says how to make them so."""
+    _check_dense(labels)
     if not isinstance(labels, Tensor):
-        labels = np.asarray(labels)
+        try:
+            labels = np.asarray(labels)
+        except (TypeError, ValueError, RuntimeError):  # lists of several lengths
+            raise ValueError(
+                f"Labels must be of shape ({count},): {type(labels).__name__} of mixed "
+                "things. Give one class number per image."
+            ) from None
         if labels.dtype.kind in "iu":
             labels = torch.from_numpy(labels.astype(np.int64))
     shape, name = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")

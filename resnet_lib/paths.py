@@ -15,10 +15,15 @@ def data_home() -> Path:
 def expanded(path: Path | str) -> Path:
     """A path that a person wrote: ~ is the home folder, as it is in a shell.
 
-    Raises ValueError for the home of somebody who has none here.
+    Raises ValueError for the home of somebody who has none here, TypeError for what is
+    no path.
     """
     try:
         return Path(path).expanduser()
+    except TypeError as error:
+        raise TypeError(
+            f"{path!r} is no path. Give text, as in '~/pets', or a Path."
+        ) from error
     except RuntimeError as error:
         raise ValueError(
             f"{path}: there is no such home folder. Write it in full."

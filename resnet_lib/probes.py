@@ -299,7 +299,7 @@ def path_lengths(blocks: int) -> list[int]:
 @contextlib.contextmanager
 def lesion(
     model: nn.Module,
-    scales: Mapping[str, float],
+    scales: Mapping[str, float] | None = None,
 ) -> Iterator[nn.Module]:
     """Weaken blocks inside the `with`; the model is whole again after it.
 
@@ -311,6 +311,7 @@ def lesion(
 
     Raises ValueError for an unknown block and for a scale outside 0 to 1.
     """
+    scales = dict(scales or {})
     blocks = {name: _find_block(model, name) for name in scales}
     for name, scale in scales.items():
         if not 0 <= scale <= 1:
@@ -395,12 +396,12 @@ class LesionedNet:
             self.intact = self._head(x)  # logits (N, classes) without a lesion
         self.last: dict[int, Tensor] = {}
 
-    def __call__(self, scales: Mapping[str, float]) -> Tensor:
+    def __call__(self, scales: Mapping[str, float] | None = None) -> Tensor:
         """Logits (N, classes) under this lesion.
 
         Raises ValueError for a lesion that `probes.lesion` refuses.
         """
-        touched = {name for name, scale in scales.items() if scale != 1}
+        touched = {name for name, scale in (scales or {}).items() if scale != 1}
         with lesion(self.model, scales), torch.no_grad():
             if not touched:
                 return self.intact

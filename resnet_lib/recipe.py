@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 __all__ = [
@@ -135,36 +136,46 @@ def _typed(name: str, kind: type, value: object) -> object:
     """The value as plain Python has it, or ValueError: numpy's numbers are welcome, a
     fraction of an iteration is not."""
     if name in SEQUENCES:
+        # Of a dict the values would be lost, of a set the order, and an iterator may
+        # have no end.
+        ordered = isinstance(value, Sequence) and not isinstance(value, str | bytes)
         try:
-            steps = () if isinstance(value, str) else tuple(value)
-        except TypeError:
-            steps = ()
-        if not steps and value not in ((), []):
+            steps = tuple(value) if ordered else tuple(value.tolist())
+        except (AttributeError, TypeError):
             raise ValueError(
                 f"Recipe.{name} is {value!r}: give several whole numbers, as in "
                 f"{name}=(10, 20), or none."
-            )
+            ) from None
         return tuple(_typed(f"{name}[{i}]", int, step) for i, step in enumerate(steps))
     if value is None and name == "warmup_lr":
         return None
     if kind is str:
-        return value  # CHOICES says which
+        if not isinstance(value, str):
+            choices = ", ".join(map(repr, CHOICES[name]))
+            raise ValueError(f"Recipe.{name} is {value!r}: choose from {choices}.")
+        return str(value)
+    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's too
     if kind is bool:
-        if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
+        if not is_bool:
             raise ValueError(f"Recipe.{name} is {value!r}: give True or False.")
         return bool(value)
     told = f"Recipe.{name} is {value!r}: give a"
-    if isinstance(value, bool | str):
+    if is_bool or isinstance(value, str | bytes):
         raise ValueError(f"{told} number.")
     if kind is int:
         try:
-            return operator.index(value)
+            number = operator.index(value)
         except TypeError:
             near = _nearest(value)
             raise ValueError(f"{told} whole number{near}.") from None
+        if number >= 2**63:  # no counter and no seed of PyTorch's holds it
+            raise ValueError(f"Recipe.{name} is 2**63 or more: give a smaller number.")
+        return number
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError):  # PyTorch's, for several numbers
         raise ValueError(f"{told} number.") from None
     if not math.isfinite(number):
         raise ValueError(f"{told} finite number.")

@@ -167,7 +167,7 @@ def get_model(
     Raises ValueError for a name or a depth that is neither, and for the depths of the
     ImageNet nets: 34, 50, 101 and 152.
     """
-    match = re.fullmatch(r"(resnet|plain)(0|[1-9][0-9]*)", str(name))
+    match = re.fullmatch(r"(resnet|plain)(0|[1-9][0-9]{0,3})", str(name))
     if not match:
         raise ValueError(
             f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
@@ -203,7 +203,7 @@ def get_model(
 
 
 def describe(model: nn.Module) -> dict | None:
-    """What rebuilds this network: {"class": "ResNet", **model.config}.
+    """What rebuilds this network: `{"class": "ResNet", **model.config}`.
 
     None for a network that cannot be rebuilt by `ResNet(**config)`: one of another
     class, or one whose layers were changed after it was built.

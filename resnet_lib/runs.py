@@ -12,8 +12,8 @@ import subprocess
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from resnet_lib.paths import data_home
-from resnet_lib.resnet import ResNet, get_model
+from resnet_lib.paths import data_home, expanded
+from resnet_lib.recipe import Recipe
+from resnet_lib.resnet import ResNet, check_stages, get_model
 from resnet_lib.training import COLUMNS
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ PARTS = ("train", "validation", "test")
 
 # Fields of a recipe in which the runs of one study may differ.
 MAY_DIFFER = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
+
+FIELDS = tuple(field.name for field in fields(Recipe))
 
 # What runs did that were recorded before these fields of a recipe were a choice.
 OLDER = {"schedule": "steps", "small_until": [], "small_size": []}
@@ -134,32 +137,70 @@ def _tree(folder: Path) -> bytes:
 
 def read_about(folder: Path) -> dict:
     """A run folder's recipe.json: the model, the data and the recipe."""
-    about = read_json(folder / "recipe.json", "model", "data", "recipe")
-    recipe = OLDER | about["recipe"]
-    if isinstance(recipe["small_until"], int):  # there was one small size at most
-        some = recipe["small_until"] > 0
-        for name in ("small_until", "small_size"):
-            recipe[name] = [recipe[name]] if some else []
+    path = folder / "recipe.json"
+    about = read_json(path, "model", "data", "recipe")
+    with _undamaged(path):
+        recipe = OLDER | about["recipe"]
+        if isinstance(recipe["small_until"], int):  # there was one small size at most
+            some = recipe["small_until"] > 0
+            for name in ("small_until", "small_size"):
+                recipe[name] = [recipe[name]] if some else []
+        Recipe(**{name: recipe[name] for name in FIELDS})
+        _check_network(about.get("network"))
+        if not all(isinstance(about[key], str) for key in ("model", "data")):
+            raise TypeError("the model or the data has no name")
     return about | {"recipe": recipe}
+
+
+def _check_network(network: dict | None) -> None:
+    """Raise ValueError, TypeError or KeyError for what `describe` did not write."""
+    if network is not None:
+        check_stages(network["widths"], network["depths"])
+        check_stages([network["classes"]], [network["in_channels"]])  # 1 or more
+        if network["shortcut"] not in (None, "A", "B", "C"):
+            raise ValueError(f"shortcut {network['shortcut']!r}")
 
 
 def read_json(path: Path, *keys: str) -> dict:
     """What `write_json` wrote; RuntimeError if it is damaged or one of `keys` lacks."""
-    try:
+    with _undamaged(path):
         content = json.loads(path.read_bytes())
         return content | {key: content[key] for key in keys}
-    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """RuntimeError, with the remedy, for what a damaged file leads to."""
+    try:
+        yield
+    except (
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ) as error:
         raise RuntimeError(
             f"{path} is damaged ({error}). Restore it, or choose another folder."
         ) from error
 
 
 def read_history(path: Path) -> list[dict]:
-    """The rows of a history.csv; what was not measured is NaN."""
-    with open(path, newline="") as file:
-        table = list(csv.DictReader(file))
-    rows = [{key: float(cell or "nan") for key, cell in row.items()} for row in table]
-    return [{**row, "iteration": int(row["iteration"])} for row in rows]
+    """The rows of a history.csv; what was not measured is NaN.
+
+    A kill may leave half a line, so the last one needs its end. Raises ValueError for a
+    damaged file.
+    """
+    text = path.read_text()
+    header, *lines = text[: text.rindex("\n")].split("\n")
+    if header != ",".join(COLUMNS):
+        raise ValueError(f"its first line is {header!r}")
+    rows = []
+    for line in lines:
+        cells = [float(cell or "nan") for cell in line.split(",")]
+        row = dict(zip(COLUMNS, cells, strict=True))
+        rows.append({**row, "iteration": int(row["iteration"])})
+    return rows
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -244,10 +285,8 @@ class Run:
             return False
         end = self.recipe["iterations"]
         try:
-            # A kill may leave half a line, so the last one needs its end.
-            text = (self.folder / "history.csv").read_text()
-            *_, last = text[: text.rindex("\n")].splitlines()
-            return last != ",".join(COLUMNS) and int(last.split(",")[0]) == end
+            rows = read_history(self.folder / "history.csv")
+            return bool(rows) and rows[-1]["iteration"] == end
         except FileNotFoundError:
             return False
         except ValueError as error:
@@ -273,7 +312,10 @@ class Run:
             known = self.about["network"]
             return known and {k: v for k, v in known.items() if k != "class"}
         name, _, shortcut = self.about["model"].partition("-")
-        return get_model(name, shortcut or None).config
+        try:
+            return get_model(name, shortcut or None).config
+        except ValueError:
+            return None
 
     @property
     def net(self) -> str:
@@ -303,7 +345,8 @@ class Run:
         """The trained network, on the CPU and in evaluation mode.
 
         With an `iteration` of `snapshots`, the network as it was then. Raises
-        ValueError for an iteration without kept weights.
+        ValueError for an iteration without kept weights, RuntimeError for weights that
+        are damaged or of another network.
         """
         path = self.folder / "weights.pt"
         if iteration is not None:
@@ -324,9 +367,19 @@ class Run:
                 "rebuilt from its record. Build it yourself and load the state_dict in "
                 f"{path}."
             )
-        model = ResNet(**self.network)
+        weights = load_weights(path)
+        try:
+            if sum(self.network["depths"]) > len(weights):
+                raise RuntimeError("there are more blocks than weights")
+            model = ResNet(**self.network)
+            model.load_state_dict(weights)  # half precision becomes float32
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{path} does not hold the weights of {self.network}, the network that "
+                "recipe.json beside it names. Restore both, or train the run anew in "
+                "another folder."
+            ) from error
         model.name = self.about["model"]
-        model.load_state_dict(load_weights(path))  # half precision becomes float32
         return model.eval()
 
 
@@ -336,7 +389,7 @@ def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
     A folder that is damaged, or of no run, is passed over: `load_run` says what is
     wrong with it.
     """
-    folder = Path(folder or data_home() / "runs")
+    folder = expanded(folder or data_home() / "runs")
     runs = {}
     for path in sorted(folder.glob("*/recipe.json")):
         with contextlib.suppress(RuntimeError):
@@ -348,7 +401,7 @@ def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
 def load_run(name: str, folder: Path | str | None = None) -> Run:
     """One recorded run by its name; KeyError names the others, RuntimeError tells of a
     damaged one."""
-    run = Run(Path(folder or data_home() / "runs") / name)
+    run = Run(expanded(folder or data_home() / "runs") / str(name))
     if not run.finished:
         others = ", ".join(recorded_runs(folder)) or "none"
         raise KeyError(f"No recorded run {name!r}. There are: {others}.")

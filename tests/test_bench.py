@@ -64,7 +64,7 @@ def test_figure_has_a_panel_for_training_and_one_for_evaluation():
 
 def test_readme_tells_what_the_benchmark_recorded():
     home = Path(__file__).parent.parent
-    readme = (home / "README.md").read_text(encoding="utf-8")
+    readme = (home / "workshop/benchmarks/README.md").read_text(encoding="utf-8")
     report = json.loads((home / "data/bench.json").read_text())
     changes = [row["changed / as is"] for row in report["changes"]["results"].values()]
     recorded = ["{1:.2f} ({0:.2f}–{2:.2f})".format(*change) for change in changes]

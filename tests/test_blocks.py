@@ -301,6 +301,8 @@ def test_equal_seeds_give_equal_twins():
         ("plain55", "plain55: the paper's CIFAR nets have 6n+2 layers. Try 44 or 56."),
         ("resnet45", "Try 44 or 56."),
         ("resnet153", "Try 146 or 158."),
+        ("resnet1000000004", "Unknown architecture 'resnet1000000004'"),
+        (f"plain{'8' * 5_000}", "Unknown architecture 'plain888"),
         ("resnet020", "Unknown architecture 'resnet020'"),
         ("resnet²0", "Unknown architecture 'resnet²0'"),
         (18, "Unknown architecture 18: use resnet18"),

@@ -14,6 +14,7 @@ import test_checks_05
 import test_checks_06
 import test_checks_08
 import torch
+from checks import base
 from torch import Tensor, nn
 
 import resnet_lib
@@ -129,11 +130,52 @@ def test_an_error_says_whose_it_is(says):
 
     verdict, line = says(checks.check_stack_jacobian, mine)
     assert not verdict and line.startswith("✗ Your code stopped with RuntimeError: ")
+    judge = {}
+    code = compile("def judge(answer): answer(); return 1 / 0", base.__file__, "exec")
+    exec(code, judge)
+    verdict, line = says(base.check(judge["judge"]), lambda: 1)
+    assert not verdict
+    assert "check of your answer stopped with ZeroDivisionError: " in line
     unclear = np.array(["neither", "overfitting"])
     verdict, line = says(checks.check_diagnosis, lambda shallow, deep: unclear)
-    assert not verdict and "check of your answer stopped with ValueError: " in line
-    verdict, line = says(checks.check_diagnosis)
-    assert not verdict and "TypeError" in line
+    assert not verdict and "return one of degradation, " in line
+
+
+def test_what_is_no_function_is_told_so(says):
+    """Nothing, too much, and what the function returns in place of the function."""
+    for answer in ((), (len, len)):
+        verdict, line = says(checks.check_diagnosis, *answer)
+        assert not verdict
+        assert line == (
+            "✗ Not yet: the check is called as checks.check_diagnosis(diagnose)."
+        )
+    for answer, kind in (("neither", "str"), ([1.0], "list"), (None, "NoneType")):
+        verdict, line = says(checks.check_diagnosis, answer)
+        assert not verdict and "as in checks.check_diagnosis(diagnose)" in line
+        assert line.endswith(f"this is of type {kind}.")
+
+
+@pytest.mark.parametrize("answer", ["{}", "{mean}", "a{0}b", {"a": 1}, "}{"])
+def test_an_answer_with_braces_is_repeated_as_it_is(says, answer):
+    for check in (checks.check_parameter_count, checks.check_receptive_field):
+        verdict, line = says(check, lambda *given: answer)
+        assert (
+            not verdict and line.startswith("✗ Not yet: ") and line.endswith("wanted.")
+        )
+
+
+def test_a_long_answer_is_not_repeated_whole(says):
+    verdict, line = says(
+        checks.check_parameter_count, lambda depth: torch.zeros(9, 9, 9)
+    )
+    assert not verdict and len(line) <= 600 and line.startswith("✗ Not yet: ")
+
+
+@pytest.mark.parametrize("answer", [[], "warm", {"T": 2.0}, torch.ones(3), None])
+def test_what_is_no_number_is_told_so(says, answer):
+    for check in (checks.check_temperature, checks.check_gradient_ratio):
+        verdict, line = says(check, lambda *given: answer)
+        assert not verdict and "one number, not " in line
 
 
 def test_every_check_is_exported_and_the_library_knows_none():

@@ -65,7 +65,7 @@ RECIPES = {
     "the rate is 1.6": lambda r, k: scale(r, k, lr=r.lr * k**2),
     "updates is the old one": lambda r, k: scale(r, k, iterations=r.iterations),
     "there are 32,000": lambda r, k: scale(r, k, iterations=32_000),
-    "they move along": lambda r, k: scale(r, k, milestones=r.milestones),
+    "they move along": lambda r, k: scale(r, k, milestones=(16_000,)),
     "`momentum` has changed": lambda r, k: scale(r, k, momentum=0.8),
     "`weight_decay` has": lambda r, k: scale(r, k, weight_decay=k * r.weight_decay),
     "to a fraction": lambda r, k: with_fraction(scale(r, k)),

@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,6 +360,13 @@ def test_other_wrong_images(images, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_sparse_pictures_are_told_how_to_become_dense():
+    for pixels in (PIXELS.to_sparse(), (PIXELS / 255).to_sparse()):
+        with pytest.raises(ValueError, match=r"sparse.*Convert it with \.to_dense\(\)"):
+            Images(pixels, LABELS)
+    assert torch.equal(Images(PIXELS.to_sparse().to_dense(), LABELS).images, PIXELS)
+
+
 def test_stacked_pictures_are_images():
     assert torch.equal(Images(np.stack(list(LAST)), LABELS).images, PIXELS)
 
@@ -378,6 +386,9 @@ HOT = torch.nn.functional.one_hot(LABELS)
         (LABELS.numpy() / 1.0, "got float64", 'labels.astype("int64")'),
         (["cat"] * 20, "got <U3. Number the classes", None),
         (None, "got ()", None),
+        ([[1], [1, 2]] * 10, "list of mixed things. Give one class number", None),
+        ([torch.ones(2), 3] * 10, "list of mixed things. Give one class", None),
+        (LABELS.to_sparse(), "sparse. Convert it with .to_dense()", None),
     ],
 )
 def test_wrong_labels_are_told_what_mends_them(labels, words, code):
@@ -456,6 +467,13 @@ def test_a_set_without_test_images_is_told_how_to_get_some(test):
         ({"classes": TEN[:3]}, "from 0 to 2; found 0 to 9. Give 10 class names"),
         ({"train": Images(PIXELS, LABELS + 1)}, "0 to 9; found 1 to 10. Count them"),
         ({"train": Images(PIXELS, LABELS - 1)}, "found -1 to 8. Leave the others out"),
+        ({"classes": 10}, "classes are 10: list a name for each, as in ('cat', 'dog')"),
+        ({"classes": "catalogues"}, "classes are 'catalogues': list a name for each"),
+        ({"classes": set("ab")}, "list a name for each"),
+        ({"classes": []}, "list a name for each"),
+        ({"classes": None}, "list a name for each"),
+        ({"name": None}, "name of a data set is None: give text, as in 'pets'"),
+        ({"name": Path("pets")}, "give text, as in 'pets'"),
     ],
 )
 def test_wrong_parts_are_named(change, words):
@@ -471,6 +489,8 @@ def test_the_remedies_for_labels_hold():
     images = Images(PIXELS, LABELS - 1)
     assert Dataset("mine", TEN, images[images.labels >= 0], GOOD)
     assert Dataset("mine", list(TEN), GOOD, GOOD).classes == TEN
+    assert Dataset("mine", np.array(TEN), GOOD, GOOD).classes == TEN
+    assert Dataset("mine", range(10), GOOD, GOOD).classes == tuple("0123456789")
 
 
 @pytest.mark.parametrize("validation", [20, -5, 0.1, 4.0, "4", None])

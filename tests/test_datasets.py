@@ -3,6 +3,8 @@
 import hashlib
 import http.server
 import io
+import json
+import os
 import pickle
 import re
 import struct
@@ -10,6 +12,7 @@ import tarfile
 import threading
 import zlib
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -504,6 +507,9 @@ NOISE = Image.fromarray(rows(64).reshape(256, 256, 3))
         (Path("/nowhere/x.png"), "it cannot be opened"),
         ("~/nowhere/x.png", "it cannot be opened"),
         (Path("/"), "it cannot be opened"),
+        ("\0", "it cannot be opened"),
+        (None, r"it cannot be opened \(None is no path"),
+        ([1, 2], r"it cannot be opened \(\[1, 2\] is no path"),
     ],
     ids=lambda value: None,
 )
@@ -511,6 +517,13 @@ def test_what_is_no_picture_is_said_in_words(content, words):
     with pytest.raises(ValueError, match=words) as caught:
         read_picture(content)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "8", True, 2**31, 10**400])
+def test_a_size_that_is_none(size):
+    with pytest.raises(ValueError, match=r"size is .*: give a whole number of pixels"):
+        read_picture(saved(NOISE), size)
+    assert read_picture(saved(NOISE), np.int64(8)).shape == (3, 8, 8)
 
 
 def test_too_many_pixels(monkeypatch):
@@ -630,6 +643,16 @@ def test_one_channel_goes_through_a_network(tmp_path, capsys):
     assert torch.equal(datasets._grey(grey), grey[:1])
 
 
+def test_names_in_another_encoding_can_be_printed(tmp_path, capsysbinary):
+    """As an archive made on another system leaves them."""
+    place = tmp_path / os.fsdecode(b"gr\xfcn")
+    fill(place, {os.fsdecode(b"b\xe4r"): 3, "Größe": 3})
+    data = load_folder(place)
+    assert data.name == "folder gr\\xfcn" and data.classes == ("Größe", "b\\xe4r")
+    assert "gr\\xfcn: 2 classes" in capsysbinary.readouterr().out.decode()
+    json.dumps([data.name, *data.classes]).encode()
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     def told(words, **options):
         with pytest.raises(ValueError, match=words) as caught:
@@ -648,11 +671,15 @@ def test_folders_that_cannot_be_used(tmp_path):
     fill(tmp_path / "x", {"b": 1})
     told("class b has 1 picture. Give it 2 or more")
     fill(tmp_path / "x", {"b": 2})
-    for share in (0, 1, -1, 20):
+    for share in (0, 1, -1, 20, "0.2", None, float("nan"), [0.2], 1j):
         told("between 0 and 1, as 0.2", test=share)
     for size in (0, 32.0, "32", True, None):
         told("whole number of pixels", size=size)
     assert len(load_folder(tmp_path / "x").test) == 2
+    for share in (0.5, Fraction(1, 2), np.float32(0.5)):
+        assert len(load_folder(tmp_path / "x", np.int64(8), share).test) == 3
+    with pytest.raises(TypeError, match=r"3 is no path\. Give text, as in '~/pets'"):
+        load_folder(3)
     for name in "pqrs":
         (tmp_path / "x" / "a" / f"{name}.png").write_bytes(b"no picture")
     told(r"4 pictures of .*x cannot be read.*p\.png: it is none of.*; …")

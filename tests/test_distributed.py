@@ -150,7 +150,7 @@ def start(*command):
     return subprocess.Popen(command, env=environment, **streams)
 
 
-def end(process, seconds=60):
+def end(process, seconds=180):
     """Its exit code and what it printed; a job that hangs is a failure."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -192,6 +192,11 @@ def test_batch_that_does_not_divide_says_the_remedy():
         Ranks(0, 3).batch_shard(128)
     with pytest.raises(ValueError, match="a batch size of 4, or start another number"):
         Ranks(0, 4).batch_shard(2)
+    assert Ranks(0, 4).batch_shard(4) == slice(0, 1)  # the remedy
+    with pytest.raises(ValueError, match="a batch size of 8, or start another number"):
+        Ranks(0, 8).batch_shard(7)
+    with pytest.raises(ValueError, match="a batch size of 8 or 16, or start another"):
+        Ranks(0, 8).batch_shard(9)
 
 
 def test_one_process_is_alone(monkeypatch):

@@ -7,6 +7,7 @@ is shown on the CPU.
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -308,6 +309,32 @@ def test_evaluate_says_what_it_wants():
         evaluate(net, loader, norm)
     with pytest.raises(TypeError, match=r"not a float: give Normalisation\.of"):
         evaluate(net, DATA.test, 0.5)
+
+
+def test_evaluate_brings_images_and_statistics_to_the_model(monkeypatch):
+    """A stand-in for a GPU: what is on `meta` has no values to bring back."""
+    seen = []
+
+    class Elsewhere(nn.Linear):
+        def forward(self, x):
+            seen.append(x.device.type)
+            return super().forward(x.mean((2, 3)))
+
+    profile = devices.DeviceProfile(torch.device("meta"), "fp32", torch.channels_last)
+    monkeypatch.setattr(devices.DeviceProfile, "autocast", lambda self: nullcontext())
+    for given in (profile, None):  # given, and found where the weights are
+        norm = Normalisation.of(DATA.train.images, per_pixel=given is None)
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+            evaluate(Elsewhere(3, 2, device="meta"), DATA.test, norm, given)
+    assert set(seen) == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_evaluate_takes_a_model_on_a_gpu_and_data_that_are_not():
+    net, norm = small_net(), Normalisation.of(DATA.train.images)
+    here = evaluate(net, DATA.test, norm)
+    there = evaluate(net.cuda(), DATA.test, norm)
+    torch.testing.assert_close(there.logits, here.logits, rtol=1e-3, atol=1e-3)
 
 
 def test_wrapped_networks_train_as_what_they_wrap(tmp_path):

@@ -245,6 +245,11 @@ def test_a_plan_that_is_not_there_or_not_toml(planned, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"plan.toml: .*not TOML: .*line 1"):
         planned(f"runs = [{{{RUN}, nesterov = False}}]")
     planned(f"runs = [{{{RUN}, nesterov = false}}]")
+    for deep in ("runs = " + "[" * 5_000 + "]" * 5_000, "x = " + "{a=" * 5_000 + "1"):
+        with pytest.raises(
+            ValueError, match=r"plan.toml: .*Write a table for each run"
+        ):
+            planned(deep)
     assert main([str(tmp_path / "nowhere.toml"), "--status"]) == 1
     assert "nowhere.toml: the plan cannot be read (No such" in capsys.readouterr().err
 

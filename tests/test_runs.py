@@ -18,16 +18,31 @@ from resnet_lib.runs import (
     recorded_runs,
     runs_table,
 )
-from workshop.results import beside_the_paper, cifar10_runs, draw, updated
+from workshop.results import (
+    beside_the_paper,
+    cifar10_runs,
+    comparison,
+    draw,
+    pages,
+)
 
 RUNS = recorded_runs()
 WARMED = dataclasses.replace(PAPER, warmup_lr=0.01)
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_readme_table_is_what_the_records_say():
-    text = README.read_text(encoding="utf-8")
-    assert text == updated(text, cifar10_runs()), "run `make results`"
+def test_the_pages_say_what_the_records_say():
+    for path, text in pages(cifar10_runs()).items():
+        assert path.read_text(encoding="utf-8") == text, "run `make results`"
+
+
+def test_only_runs_of_the_papers_length_stand_beside_its_table(record, tmp_path):
+    record("resnet20", 0.1234, iterations=8_000)
+    assert "12.34" not in comparison(recorded_runs(tmp_path))
+    record("resnet20", 0.09)
+    runs = recorded_runs(tmp_path)
+    assert "| `resnet20` | 8.75 | **9.00** | 1 | +0.25 |" in comparison(runs)
+    assert "| `plain20` | ≈ 9.50 | not recorded yet | 0 | – |" in comparison(runs)
 
 
 def test_both_recipes_reach_91_percent():
@@ -46,7 +61,8 @@ def test_quick_reaches_91_percent_with_every_one_of_five_seeds():
     assert max(errors) < 0.09
     mean, best, worst = (100 * f(errors) for f in (statistics.mean, min, max))
     told = f"misjudges {mean:.2f} % of the test images in the mean of five seeds"
-    words = " ".join(README.read_text(encoding="utf-8").split())
+    page = README.parent / "data" / "results.md"
+    words = " ".join(page.read_text(encoding="utf-8").split())
     assert f"{told} ({best:.2f} to {worst:.2f} %)" in words
 
 

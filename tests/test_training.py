@@ -494,7 +494,11 @@ def test_options_are_the_recipes_fields():
     assert recipe_from(arguments).milestones == (5, 9)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1", "cp1252"])
+# Of old terminals, and of files that output is redirected to. None has an arrow.
+ENCODINGS = ["ascii", "cp437", "latin-1", "cp1252", "cp1250", "koi8-r", "cp866"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_no_encoding_ends_the_command(tmp_path, encoding, monkeypatch):
     file = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", file)

@@ -5,6 +5,8 @@ A sentence names what is wrong in this case and a remedy, and the tests follow i
 
 import dataclasses
 import errno
+import itertools
+import json
 import os
 import signal
 import sys
@@ -106,6 +108,16 @@ BAD_RECIPES = [
     ({"iterations": 20}, "use its scaled\\(20\\); for none of them, give milestones="),
     ({"precision": "fp8"}, "choose from 'auto', 'bf16', 'tf32', 'fp32'"),
     ({"schedule": 3}, "choose from 'steps', 'triangular'"),
+    ({"schedule": np.array(["steps"])}, "choose from 'steps', 'triangular'"),
+    ({"milestones": {10: 0.1}}, "give several whole numbers"),
+    ({"milestones": {10, 20}}, "give several whole numbers"),
+    ({"milestones": b"\x05"}, "give several whole numbers"),
+    ({"milestones": itertools.count()}, "give several whole numbers"),
+    ({"lr": b"0.1"}, "give a number"),
+    ({"lr": np.True_}, "give a number"),
+    ({"lr": torch.ones(2)}, "give a number"),
+    ({"lr": 10**400}, "give a finite number"),
+    ({"seed": 2**64}, "is 2\\*\\*63 or more: give a smaller number"),
 ]
 
 
@@ -125,6 +137,13 @@ def test_the_remedies_for_a_recipe_work():
         with pytest.raises(ValueError, match=f"such as {round(bad)}"):
             QUICK.scaled(bad)
         assert QUICK.scaled(round(bad)).iterations == round(bad)
+    with pytest.raises(ValueError, match="give a smaller number"):
+        QUICK.scaled(10**400)
+    for steps in ([3, 9], np.array([3, 9]), torch.tensor([3, 9]), range(3, 10, 6)):
+        assert dataclasses.replace(PAPER, milestones=steps).milestones == (3, 9)
+    for none in ([], np.array([]), range(0)):
+        assert dataclasses.replace(PAPER, milestones=none).milestones == ()
+    train(d(24), recipe=dataclasses.replace(R, seed=2**63 - 1))
     ours = Recipe(
         iterations=np.int64(20), milestones=np.array([3]), lr=np.float32(0.5), seed=3
     )
@@ -239,6 +258,72 @@ def test_one_damaged_history_breaks_nothing_else(tmp_path, content):
         load_run("bad", tmp_path)
 
 
+def without(table, *names):
+    return {key: value for key, value in table.items() if key not in names}
+
+
+DAMAGED_RECORDS = {
+    "a key that is gone": lambda a: a | {"recipe": without(a["recipe"], "iterations")},
+    "no recipe": lambda a: a | {"recipe": [1, 2]},
+    "a value": lambda a: a | {"recipe": a["recipe"] | {"lr": "fast"}},
+    "a name": lambda a: a | {"model": 20},
+    "half a network": lambda a: a | {"network": without(a["network"], "depths")},
+    "a wide network": lambda a: a | {"network": a["network"] | {"widths": 8}},
+    "a shortcut": lambda a: a | {"network": a["network"] | {"shortcut": "E"}},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_RECORDS)
+def test_one_damaged_record_breaks_nothing_else(tmp_path, name):
+    train(d(24), tmp_path / "good")
+    train(d(24), tmp_path / "bad")
+    path = tmp_path / "bad" / "recipe.json"
+    whole = path.read_bytes()
+    path.write_text(json.dumps(DAMAGED_RECORDS[name](json.loads(whole))))
+    runs = recorded_runs(tmp_path)
+    assert runs.keys() == set(histories(runs)["run"]) == {"good"}
+    with pytest.raises(
+        RuntimeError, match=r"recipe.json is damaged \(.*Restore it, or"
+    ):
+        load_run("bad", tmp_path)
+    path.write_bytes(whole)  # the remedy
+    assert load_run("bad", tmp_path).model()
+
+
+@pytest.mark.parametrize("row", ["7,x,y", "1,2", "1,,,,,,,,,,,", "1.5e9x,,,,,,,,"])
+def test_a_damaged_row_in_the_middle_is_found(tmp_path, row):
+    train(d(24), tmp_path / "run")
+    path = tmp_path / "run" / "history.csv"
+    whole = path.read_text()
+    first, *rest = whole.splitlines()
+    path.write_text("\n".join([first, row, *rest, ""]))
+    assert not recorded_runs(tmp_path)
+    with pytest.raises(RuntimeError, match=r"history.csv is damaged .*Restore it, or"):
+        load_run("run", tmp_path)
+    path.write_text(whole)
+    assert load_run("run", tmp_path).final["iteration"] == R.iterations
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    train(d(24), tmp_path / "run")
+    path = tmp_path / "run" / "weights.pt"
+    whole = path.read_bytes()
+    for weights in ({}, small_net(classes=7).state_dict(), {"a": torch.ones(1)}):
+        torch.save(weights, path)
+        with pytest.raises(RuntimeError, match=r"does not hold the weights of .*anew"):
+            load_run("run", tmp_path).model()
+    path.write_bytes(whole)
+    assert load_run("run", tmp_path).model()
+
+
+@pytest.mark.parametrize("name", [3, None, 2.5, "nothing", "\0"])
+def test_a_run_that_is_not_there(tmp_path, name):
+    train(d(24), tmp_path / "run")
+    with pytest.raises(KeyError, match=r"No recorded run .*There are: run\."):
+        load_run(name, tmp_path)
+    assert load_run("run", str(tmp_path))
+
+
 def test_finished_means_one_thing(tmp_path):
     """Its last row, which is written after the weights."""
     train(d(24), tmp_path)
@@ -320,3 +405,4 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert train(d(24), "~/my runs/first").finished
     assert Run(tmp_path / "my runs" / "first").finished
     assert not (tmp_path / "~").exists()
+    assert load_run("first", "~/my runs") and "first" in recorded_runs("~/my runs")

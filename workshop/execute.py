@@ -8,6 +8,7 @@ in memory are left out, and printed lines that came in pieces are joined.
 import base64
 import hashlib
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 STATE = "application/vnd.jupyter.widget-state+json"
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def numbered(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -64,6 +66,17 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
             )
 
 
+def lost_widgets(notebook: dict) -> list[str]:
+    """The widgets that a notebook shows, or that lie in those, and whose state was not
+    saved. Where no kernel runs they are blank gaps."""
+    saved = notebook["metadata"].get("widgets", {}).get(STATE, {}).get("state", {})
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    views = [output.get("data", {}).get(VIEW) for output in outputs]
+    shown = [view["model_id"] for view in views if view]
+    inside = re.findall(r"IPY_MODEL_(\w+)", json.dumps(saved))
+    return sorted({name for name in (*shown, *inside) if name not in saved})
+
+
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     # Of the last run: its numbers would be given away a second time.
@@ -71,6 +84,11 @@ def execute(path: Path) -> None:
     options = {"timeout": 3600, "record_timing": False, "coalesce_streams": True}
     where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, resources=where, **options).execute()
+    if lost := lost_widgets(notebook):
+        raise RuntimeError(
+            f"{path}: the state of {len(lost)} widgets was not saved. Execute it once "
+            "more; the file is as it was."
+        )
     shrink(notebook)
     nbformat.write(numbered(notebook), path)
 

@@ -143,6 +143,11 @@ def _parsed(path: Path) -> dict:
             f"this is not TOML: {error}. Text stands in quotes; numbers, true and "
             "false do not."
         ) from error
+    except RecursionError as error:
+        raise ValueError(
+            "the plan has tables or lists inside each other without end. Write a table "
+            "for each run, as data/plans/cpu.toml does."
+        ) from error
     except ValueError as error:  # UnicodeDecodeError among them
         raise ValueError(
             f"the plan is not in UTF-8 ({error}). Save it in UTF-8."

@@ -4,6 +4,7 @@ Notebook 05 shows the same table beside the paper's.
 """
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ from resnet_lib.paths import data_home
 from resnet_lib.recipe import PAPER, Recipe
 from resnet_lib.runs import MAY_DIFFER, Run, histories, longest_study, recorded_runs
 
-__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "tables", "updated"]
+__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "pages"]
+
+# Read off the curves of Fig. 6, so only about right.
+PAPER_PLAIN = {"plain20": 9.5, "plain32": 10, "plain44": 12, "plain56": 13.5}
 
 START, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 
@@ -75,22 +79,42 @@ def _by_the_paper(run: Run) -> bool:
     return same and not run.extra_warmup
 
 
+def comparison(runs: Mapping[str, Run]) -> str:
+    """Markdown: the paper's nets at the paper's length, beside its Table 6."""
+    found = beside_the_paper(runs)
+    found = found[found["iterations"] == PAPER.iterations].set_index("network")
+    rows = []
+    for network in ["resnet18", *PAPER_PLAIN, *PAPER_ERRORS]:
+        paper = _number(PAPER_ERRORS.get(network, PAPER_PLAIN.get(network, math.nan)))
+        row = [f"`{network}`", f"≈ {paper}" if network in PAPER_PLAIN else paper]
+        if network in found.index:
+            ours = found.loc[network]
+            mean = f"**{ours['ours']:.2f}**" + _number(ours["std"], " ± {:.2f}", "")
+            row += [mean, int(ours["n"]), _number(ours["difference"], "{:+.2f}")]
+        else:
+            row += ["not recorded yet", 0, "–"]
+        rows.append(row)
+    return _markdown(
+        f"test error (%) after {PAPER.iterations:,} iterations | the paper "
+        "| ours, mean ± std | runs | difference",
+        rows,
+    )
+
+
 def tables(runs: Mapping[str, Run]) -> str:
-    """Markdown: beside the paper's Table 6, then, folded, every run's conditions."""
+    """Markdown: means at every length, then every run with its conditions."""
     compared = [
         [
             f"`{row['network']}`",
-            _number(row["paper, 64,000"]),
             f"{row['iterations']:,}",
             row["n"],
             f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", ""),
-            _number(row["difference"], "{:+.2f}"),
         ]
         for row in beside_the_paper(runs).to_dict("records")
     ]
     single = [
         [
-            f"[`{name}`](data/runs/{name})",
+            f"[`{name}`](runs/{name})",
             f"{run.recipe['iterations']:,}",
             f"{50_000 - run.recipe['validation']:,}",
             f"{run.final['train_error']:.2%}",
@@ -100,22 +124,14 @@ def tables(runs: Mapping[str, Run]) -> str:
         ]
         for name, run in runs.items()
     ]
-    return "\n\n".join(
-        [
-            _markdown(
-                "network | paper's test error (%), 64,000 iterations "
-                "| our iterations | runs | ours (%), mean ± std | difference",
-                compared,
-            ),
-            f"<details><summary>Every run, {len(single)} of them</summary>",
-            _markdown(
-                "run | iterations | trained on | final training error "
-                "| final test error | seed | machine",
-                single,
-            ),
-            "</details>",
-        ]
+    means = (
+        "network, the paper's recipe | iterations | runs | test error (%), mean ± std"
     )
+    each = (
+        "run | iterations | trained on | final training error | final test error "
+        "| seed | machine"
+    )
+    return _markdown(means, compared) + "\n\n" + _markdown(each, single)
 
 
 def _number(value: float, form: str = "{:.2f}", missing: str = "–") -> str:
@@ -130,11 +146,21 @@ def _markdown(head: str, rows: Sequence[Sequence]) -> str:
     return "\n".join(lines)
 
 
-def updated(text: str, runs: Mapping[str, Run]) -> str:
-    """The README with the tables between its two marks written anew."""
+def updated(text: str, table: str) -> str:
+    """A page with what stands between its two marks written anew."""
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    return f"{before}{START}\n{tables(runs)}\n{END}{after}"
+    return f"{before}{START}\n{table}\n{END}{after}"
+
+
+def pages(runs: Mapping[str, Run]) -> dict[Path, str]:
+    """The pages that show results, by their place, and what they should say."""
+    home = data_home()
+    shown = {home.parent / "README.md": comparison, home / "results.md": tables}
+    return {
+        path: updated(path.read_text(encoding="utf-8"), table(runs))
+        for path, table in shown.items()
+    }
 
 
 def draw(runs: Mapping[str, Run], path: Path) -> None:
@@ -142,22 +168,24 @@ def draw(runs: Mapping[str, Run], path: Path) -> None:
     plots.use_style()
     study = longest_study(runs)
     axes = plots.plain_vs_residual(histories(study))
-    iterations = next(iter(study.values())).recipe["iterations"]
-    figure = axes[0].figure
-    figure.suptitle(
-        f"CIFAR-10, {iterations:,} iterations (the paper: {PAPER.iterations:,})",
-        fontsize=12,
+    length = next(iter(study.values())).recipe["iterations"]
+    part = (
+        ", the paper's length"
+        if length == PAPER.iterations
+        else (f", {length / PAPER.iterations:.1%} of the paper's {PAPER.iterations:,}")
     )
+    figure = axes[0].figure
+    figure.suptitle(f"CIFAR-10, {length:,} iterations{part}", fontsize=12)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def main() -> None:
     runs = cifar10_runs()
-    readme = data_home().parent / "README.md"
-    readme.write_text(updated(readme.read_text(encoding="utf-8"), runs), "utf-8")
+    for path, text in pages(runs).items():
+        path.write_text(text, "utf-8")
     draw(runs, data_home() / "results.png")
-    print(tables(runs))
+    print(comparison(runs))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What the checks share: a judge, its hints, one printed sentence."""
 
 import functools
+import inspect
 import numbers
 import os
+import textwrap
 import traceback
 from collections.abc import Callable
 
@@ -33,22 +35,43 @@ def check(judge: Callable[..., str]) -> Callable[..., bool]:
     @functools.wraps(judge)
     def report(*answer) -> bool:
         try:
+            _look_at_call(judge, answer)
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.default_generator.manual_seed(0)
                 praise = judge(*answer)
         except NotImplementedError:
             print("○ Not yet: replace `raise NotImplementedError` with your answer.")
         except Hint as hint:
-            print(f"✗ Not yet: {hint}")
+            print(_one_line(f"✗ Not yet: {hint}"))
         except Exception as error:
             who = "Your code" if _reached_answer(error) else "The check of your answer"
-            print(f"✗ {who} stopped with {type(error).__name__}: {error}")
+            print(_one_line(f"✗ {who} stopped with {type(error).__name__}: {error}"))
         else:
             print(f"✓ {praise}")
             return True
         return False
 
     return report
+
+
+def _one_line(told: str) -> str:
+    """A tensor that a hint repeats may be long."""
+    return textwrap.shorten(told, 600, placeholder=" …")
+
+
+def _look_at_call(judge: Callable[..., str], answer: tuple) -> None:
+    """Was the function handed over, or what it returns, or nothing?"""
+    signature = inspect.signature(judge)
+    call = f"checks.{judge.__name__}({', '.join(signature.parameters)})"
+    try:
+        signature.bind(*answer)
+    except TypeError:
+        raise Hint(f"the check is called as {call}.") from None
+    if not callable(answer[0]):
+        raise Hint(
+            f"hand over what you defined itself, as in {call}, without calling it: "
+            f"this is of type {type(answer[0]).__name__}."
+        )
 
 
 def _reached_answer(error: Exception) -> bool:
@@ -70,13 +93,18 @@ def values(answer: object, hint: str, shape: tuple[int, ...] | None = None) -> T
         try:
             is_array = getattr(answer, "ndim", 0)
             found = torch.from_numpy(np.array(answer if is_array else _bare(answer)))
-        except (TypeError, ValueError):
-            raise Hint(hint.format(type(answer).__name__)) from None
+        except (OverflowError, TypeError, ValueError, RuntimeError):
+            raise Hint(_filled(hint, type(answer).__name__)) from None
     if found.dtype == torch.bool or found.is_complex():
-        raise Hint(hint.format(found.dtype))
+        raise Hint(_filled(hint, found.dtype))
     if shape is not None and found.shape != shape:
-        raise Hint(hint.format(tuple(found.shape)))
+        raise Hint(_filled(hint, tuple(found.shape)))
     return found.double()
+
+
+def _filled(hint: str, found: object) -> str:
+    """Braces in an answer that the hint repeats stay as they are."""
+    return hint.replace("{}", str(found))
 
 
 def _bare(answer: object) -> object:
@@ -96,7 +124,7 @@ def number(answer: object, hint: str) -> float:
     """The one number that an answer is; anything else earns the hint."""
     found = values(answer, hint)
     if found.numel() != 1 or isinstance(answer, list | tuple):
-        raise Hint(hint.format(type(answer).__name__))
+        raise Hint(_filled(hint, type(answer).__name__))
     return found.item()
 
 
@@ -104,7 +132,7 @@ def whole(answer: object, hint: str) -> int:
     """The whole number that an answer is, 5.0 too; anything else earns the hint."""
     found = number(answer, hint)
     if not found.is_integer():
-        raise Hint(hint.format(found))
+        raise Hint(_filled(hint, found))
     return int(found)
 
 

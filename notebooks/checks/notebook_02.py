@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from checks.base import Hint, check, compare, near, shake
+from checks.base import Hint, check, compare, near, shake, values
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity
 from resnet_lib.probes import block_parts
 from resnet_lib.resnet import get_model
@@ -357,10 +357,8 @@ def _look_at_gradients(block, x: Tensor, depth: int) -> None:
 @check
 def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> str:
     """Judge y, predicted by hand, for a kernel that subtracts the right neighbour."""
-    try:
-        found = torch.as_tensor(predict(), dtype=torch.float).squeeze()
-    except (TypeError, ValueError, RuntimeError):
-        raise Hint("return four rows of four numbers, as lists in a list.") from None
+    hint = "return four rows of four numbers, as lists in a list."
+    found = values(predict(), hint).float().squeeze()
     if found.shape != (4, 4):
         raise Hint(f"y is 4×4, and your answer has the shape {tuple(found.shape)}.")
     x = torch.zeros(1, 1, 4, 4)
@@ -412,17 +410,18 @@ def check_clipped_shares(measure: Callable[[nn.Module, Tensor], list[float]]) ->
         right = [(part.sum < 0).float().mean().item() for part in parts]
         in_training = _clipped_in_training(copy.deepcopy(net).train(), images)
         found = measure(copy.deepcopy(net).eval(), images)
-    if not isinstance(found, list | tuple | Tensor):
-        raise Hint(f"return a list of shares, not {type(found).__name__}.")
-    found = torch.as_tensor([float(value) for value in found])
-    if len(found) != len(right):
+    hint = "return a list of shares, not {}."
+    if not isinstance(found, list | tuple) and not getattr(found, "ndim", 0):
+        raise Hint(hint.format(type(found).__name__))
+    found = values(found, hint).float()
+    if found.shape != (len(right),):
         raise Hint(
-            f"this net has {len(right)} blocks and your list {len(found)} numbers: go "
-            "through every stage."
+            f"this net has {len(right)} blocks and your list {found.numel()} numbers: "
+            "go through every stage."
         )
 
-    def close(values) -> bool:
-        return torch.allclose(found, torch.as_tensor(values), atol=1e-3)
+    def close(shares) -> bool:
+        return torch.allclose(found, torch.as_tensor(shares), atol=1e-3)
 
     wrongs = {
         "these are percents: return shares from 0 to 1.": [100 * s for s in right],

@@ -293,7 +293,8 @@ def check_temperature(temperature: Callable[[Tensor, Tensor], float]) -> str:
     for right in (2.0, 0.6):
         logits = right * honest
         before = logits.clone()
-        found = float(temperature(logits, labels))
+        hint = "return the temperature, one number, not {}."
+        found = number(temperature(logits, labels), hint)
         if not torch.equal(logits, before):
             raise Hint("your function changes the logits it is given: work on a copy.")
         if not found > 0:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from checks.base import Hint, check, compare, near, values
+from checks.base import Hint, check, compare, near, number, values
 
 
 @check
@@ -35,7 +35,7 @@ def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
     )  # fmt: skip
     for shallow, deep, right, hint in cases:
         answer = diagnose(dict(shallow), dict(deep))
-        if answer not in names:
+        if not isinstance(answer, str) or answer not in names:
             raise Hint(f"return one of {', '.join(names)}, not {answer!r}.")
         if answer != names[right]:
             raise Hint(f"shallow {shallow}, deep {deep}: {hint}")
@@ -125,3 +125,41 @@ def _look_at_transparent(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> 
     if near(bn.bias, -mean):
         raise Hint("β has the wrong sign: the layer subtracts μ, so add it.")
     raise Hint("β is off: what does the layer subtract?")
+
+
+@check
+def check_gradient_ratio(measure: Callable[[int, bool], float]) -> str:
+    """Judge `measure(layers, batch_norm)`: first over last gradient of a plain net.
+
+    Weights are random, so a ratio is judged by its size, not by its digits.
+    """
+    ratios = {}
+    for layers, batch_norm in ((8, True), (32, True), (32, False)):
+        torch.manual_seed(0)
+        hint = "return the ratio, one number, not {}."
+        ratio = number(measure(layers, batch_norm), hint)
+        if not (math.isfinite(ratio) and ratio > 0):
+            raise Hint(f"{layers} layers: a ratio of norms is above 0, not {ratio}.")
+        ratios[layers, batch_norm] = ratio
+    shallow, deep, bare = ratios.values()
+    if 1 / deep > 4:
+        raise Hint("the first gradient belongs above the line, the last one below it.")
+    if deep < 4:
+        raise Hint(
+            f"32 plain layers with BN give {deep:.1f}: is the net plain, in training "
+            "mode, and fresh? In evaluation mode a new BN does nothing."
+        )
+    if deep > 400:
+        raise Hint(
+            f"32 plain layers give {deep:,.0f}: divide by the last 3×3 convolution's "
+            "norm, not its square or the linear layer's."
+        )
+    if bare > deep / 3:
+        raise Hint(
+            f"with BN {deep:.1f}, without {bare:.1f}: was every BN taken out, those "
+            "inside the blocks too?"
+        )
+    return (
+        f"Right: with BN the ratio grows from {shallow:.1f} at 8 layers to {deep:.0f} "
+        f"at 32. Without BN it is {bare:.1f} at 32: BN makes it explode."
+    )

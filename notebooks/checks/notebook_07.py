@@ -116,6 +116,8 @@ def check_repaired_stem(Net: type[ResNet]) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, right = (kind((4, 8), (1, 1), "A") for kind in (Net, ResNet))
+        if not isinstance(net, nn.Module):
+            raise Hint(f"hand over the class of a network, not of {type(net)}.")
         shake(net)
         x = torch.randn(8, 3, 16, 16)
     try:

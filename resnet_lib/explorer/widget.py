@@ -7,6 +7,7 @@ page without a kernel another backend gives the same answers.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import anywidget
 import torch
@@ -26,6 +27,14 @@ __all__ = ["Explorer", "describe_net", "pictures_for"]
 HERE = Path(__file__).parent
 OWN = -1  # the number of a picture that is not in the test set
 CHUNK = 200  # test images judged in one answer
+
+
+class Question(NamedTuple):
+    """What the view asks about: a lesion, a picture, an iteration."""
+
+    scales: Mapping[str, float]
+    picture: int
+    iteration: int
 
 
 def describe_net(title: str, model: nn.Module, run: Run | None = None) -> dict:
@@ -161,24 +170,30 @@ class Explorer(anywidget.AnyWidget):
         return self._one_of("block", proposal["value"], ["stem", *self.blocks])
 
     @traitlets.validate("scales")
-    def _check_scales(self, proposal: dict) -> dict:
-        for name, scale in proposal["value"].items():
+    def _scales_proposed(self, proposal: dict) -> dict:
+        return self._check_scales(proposal["value"])
+
+    def _check_scales(self, scales: Mapping[str, float]) -> Mapping[str, float]:
+        for name, scale in scales.items():
             self._one_of("block", name, self.blocks)
             if not isinstance(scale, int | float) or not 0 <= scale <= 1:
                 raise traitlets.TraitError(
                     f"{name} is scaled by {scale}: give a number from 0 to 1."
                 )
-        return proposal["value"]
+        return scales
 
     @traitlets.validate("picture")
-    def _check_picture(self, proposal: dict) -> int:
+    def _picture_proposed(self, proposal: dict) -> int:
+        return self._check_picture(proposal["value"])
+
+    def _check_picture(self, number: int) -> int:
         count = len(self.data.test)
-        if not OWN <= proposal["value"] < count:
+        if not OWN <= number < count:
             raise traitlets.TraitError(
-                f"There is no test image {proposal['value']}: choose from 0 to "
+                f"There is no test image {number}: choose from 0 to "
                 f"{count - 1}, or give a picture of your own to show()."
             )
-        return proposal["value"]
+        return number
 
     @staticmethod
     def _one_of(what: str, value: str, offer: list[str]) -> str:
@@ -220,15 +235,21 @@ class Explorer(anywidget.AnyWidget):
     @property
     def image(self) -> Tensor:
         """The picture shown, uint8 (3, 32, 32); black until one's own is there."""
-        if self.picture != OWN:
-            return self.data.test.images[self.picture]
-        return (
-            torch.zeros(3, 32, 32, dtype=torch.uint8) if self.own is None else self.own
-        )
+        return self._image(self.picture)
+
+    def _image(self, number: int) -> Tensor:
+        if number != OWN:
+            return self.data.test.images[number]
+        black = torch.zeros(3, 32, 32, dtype=torch.uint8)
+        return black if self.own is None else self.own
 
     @property
     def label(self) -> int | None:
-        return None if self.picture == OWN else int(self.data.test.labels[self.picture])
+        """The class of the picture; None for one's own."""
+        return self._label(self.picture)
+
+    def _label(self, number: int) -> int | None:
+        return None if number == OWN else int(self.data.test.labels[number])
 
     def shown(self, title: str, iteration: int | None = None) -> int | None:
         """The iteration whose weights are shown; None where the run kept none so far.
@@ -253,29 +274,33 @@ class Explorer(anywidget.AnyWidget):
 
     def look(self, title: str, scales: Mapping[str, float] | None = None) -> Inside:
         """Every number of one network for the picture shown, by default as shown."""
-        model = self.model(title)
+        now = self._question({} if scales is None else {"scales": scales})
+        return self._inside(title, now)
+
+    def _inside(self, title: str, asked: Question) -> Inside:
+        model = self.model(title, asked.iteration)
         mine = set(block_names(model))
-        scales = self.scales if scales is None else scales
-        scales = {name: scale for name, scale in scales.items() if name in mine}
-        return look_inside(model, self.normalisation(self.image[None]), scales)
+        scales = {name: scale for name, scale in asked.scales.items() if name in mine}
+        x = self.normalisation(self._image(asked.picture)[None])
+        return look_inside(model, x, scales)
 
     @property
     def probabilities(self) -> dict[str, Tensor]:
         """(classes,) for the picture shown, by network, under the lesion."""
         return {title: self.look(title).logits[0].softmax(0) for title in self.models}
 
-    def right(self, title: str, start: int = 0, count: int = CHUNK) -> int:
-        """How many of the test images from `start` on are right under the lesion."""
-        part = self.judged[start : start + count]
-        key = (title, self.shown(title), start)
+    def _right(self, title: str, start: int, asked: Question) -> int:
+        """How many of the `CHUNK` test images from `start` on are right."""
+        part = self.judged[start : start + CHUNK]
+        key = (title, self.shown(title, asked.iteration), start)
         if key not in self.lesioned:
             here = [k for k in self.lesioned if k[0] == title and k[1] != key[1]]
             for old in here:  # of another iteration
                 del self.lesioned[old]
             x = self.normalisation(part.images)
-            self.lesioned[key] = LesionedNet(self.model(title), x)
+            self.lesioned[key] = LesionedNet(self.model(title, asked.iteration), x)
         judge = self.lesioned[key]
-        scales = {name: s for name, s in self.scales.items() if name in judge.names}
+        scales = {name: s for name, s in asked.scales.items() if name in judge.names}
         return int((judge(scales).argmax(1) == part.labels).sum())
 
     @property
@@ -327,29 +352,31 @@ class Explorer(anywidget.AnyWidget):
         return confident_mistakes(judge.intact, part.labels)[:count]
 
     def _look(self, content: dict, buffers: list) -> tuple[dict, list]:
-        self._follow(content)
-        nets, out = [], [self.image.numpy().tobytes()]
+        asked = self._question(content)
+        nets, out = [], [self._image(asked.picture).numpy().tobytes()]
         for title in self.models:
-            inside = self.look(title)
+            inside = self._inside(title, asked)
             sent = self._wired(title, inside)
             nets.append(
                 {
                     "title": title,
-                    "shown": self.shown(title),
+                    "shown": self.shown(title, asked.iteration),
                     "logits": inside.logits[0].tolist(),
-                    "whole": self._whole(title, inside).tolist(),
+                    "whole": self._whole(title, asked, inside).tolist(),
                     "parts": [[name, list(t.shape[1:])] for name, t in sent.items()],
                 }
             )
             flat = torch.cat([tensor.flatten() for tensor in sent.values()])
             out.append(flat.float().numpy().tobytes())
-        return {"nets": nets, "picture": self.picture, "label": self.label}, out
+        return {"nets": nets, "label": self._label(asked.picture)}, out
 
-    def _whole(self, title: str, inside: Inside) -> Tensor:
+    def _whole(self, title: str, asked: Question, inside: Inside) -> Tensor:
         """The logits (classes,) without the lesion, kept while all else is the same."""
-        key = (title, self.shown(title), self.image.numpy().tobytes())
+        picture = self._image(asked.picture).numpy().tobytes()
+        key = (self.shown(title, asked.iteration), picture)
         if self.wholes.get(title, (None,))[0] != key:
-            whole = self.look(title, {}) if self.scales else inside
+            unhurt = asked._replace(scales={})
+            whole = self._inside(title, unhurt) if asked.scales else inside
             self.wholes[title] = (key, whole.logits[0])
         return self.wholes[title][1]
 
@@ -367,24 +394,29 @@ class Explorer(anywidget.AnyWidget):
             if not name.endswith(".h") and name not in same
         }
 
-    def _follow(self, content: dict) -> None:
-        """The state that the question is about: it may overtake the traits' own way."""
-        for name in ("scales", "picture", "iteration"):
-            if name in content:
-                setattr(self, name, content[name])
+    def _question(self, content: dict) -> Question:
+        """The state that is asked about, by default the present one.
+
+        A question may overtake the traits on their way here. It leaves them alone: to
+        set them would send an old state back to a view that has moved on.
+        """
+        scales = self._check_scales(content.get("scales", self.scales))
+        picture = self._check_picture(content.get("picture", self.picture))
+        return Question(scales, picture, content.get("iteration", self.iteration))
 
     def _kernel(self, content: dict, buffers: list) -> tuple[dict, list]:
         title, block = content["net"], content["block"]
-        kernel = kernel_of(self.model(title), block, content["channel"])
-        parts = self.look(title).parts
+        asked = self._question(content)
+        model = self.model(title, asked.iteration)
+        kernel = kernel_of(model, block, content["channel"])
+        parts = self._inside(title, asked).parts
         h = parts["input" if block == "stem" else f"{block}.h"][0]
         body = {"scale": kernel.scale, "shift": kernel.shift, "shape": list(h.shape)}
         return body, [kernel.weights.numpy().tobytes(), h.float().numpy().tobytes()]
 
     def _judge(self, content: dict, buffers: list) -> tuple[dict, list]:
-        self._follow(content)
-        start = content["start"]
-        right = {title: self.right(title, start) for title in self.models}
+        asked, start = self._question(content), content["start"]
+        right = {title: self._right(title, start, asked) for title in self.models}
         return {"right": right, "of": len(self.judged[start : start + CHUNK])}, []
 
     def _take(self, content: dict, buffers: list) -> tuple[dict, list]:
@@ -429,11 +461,12 @@ class Explorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs):
         self._save()
         bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data is not None:
-            data["text/plain"] = f"Explorer, {self.words}. It moves when the cell runs."
-            data["image/png"] = self.saved
-        return bundle
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        if data is None:
+            return bundle
+        words = f"Explorer, {self.words}. It moves when the cell runs."
+        data |= {"text/plain": words, "image/png": self.saved}
+        return data, {**metadata, "image/png": {"alt": words}}
 
 
 def _trained_on(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Tensor:

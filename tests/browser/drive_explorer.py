@@ -111,18 +111,19 @@ def page(request, tmp_path_factory):
             page.set_default_timeout(MINUTE)
             page.application = request.param
             page.wrong = []
-            page.on("pageerror", lambda error: page.wrong.append(str(error)))
+            page.on("pageerror", lambda error: page.wrong.append(error))
             page.goto(f"{address}{path}{NAME}", timeout=3 * MINUTE)
             run_all(page)
             for number in range(2):
                 page.locator(".rx").nth(number).scroll_into_view_if_needed()
                 page.locator(".rx[data-looks]").nth(number).wait_for()
             yield page
-            assert page.wrong == []
+            ours = [e.stack for e in page.wrong if "blob:" in (e.stack or "")]
+            assert ours == [], "the widget's module comes from a blob"
             browser.close()
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def run_all(page: Page) -> None:
@@ -207,8 +208,14 @@ def test_the_arithmetic_adds_up_to_the_value(page):
     rx.locator("figure[data-step=f] canvas").click(position={"x": 70, "y": 60})
     windows = rx.locator(".rx-windows[data-value]")
     page.wait_for_function(
-        "document.querySelector('.rx-windows').dataset.block === 'layer2.1'"
+        """() => {
+            const { view } = document.querySelector('.rx');
+            const { block, channel, pixel } = view.windows.dataset;
+            const here = pixel === view.pixel.join();
+            return block === "layer2.1" && channel === "7" && here;
+        }"""
     )
+    page.mouse.move(5, 5)  # what is pinned is shown, not what lies under the pointer
     value = rx.locator("figure[data-step=f] .rx-value").get_attribute("data-value")
     assert abs(float(windows.get_attribute("data-value")) - float(value)) < 1e-3
     sums = [
@@ -233,13 +240,13 @@ def test_a_lesion_changes_the_answer_and_the_accuracy(page, nets):
         found = [probability(page, number, i) for i in range(10)]
         assert np.abs(np.array(found) - right).max() < 1e-3
     expect(rx.locator(".rx-verdict").first).to_contain_text("256 path")
-    rx.locator(".rx-accuracy[data-seen='200']").wait_for()
-    count = int(rx.locator(".rx-accuracy").get_attribute("data-residual"))
-    if rx.locator(".rx-accuracy").get_attribute("data-seen") == "200":
-        part = data.test[:200]
-        logits = look_inside(models["residual"], norm(part.images), scales).logits
-        assert abs(count - int((logits.argmax(1) == part.labels).sum())) <= 1
     rx.locator(".rx-accuracy[data-seen='1000']").wait_for()
+    count = int(rx.locator(".rx-accuracy").get_attribute("data-residual"))
+    part = data.test[:1000]
+    logits = look_inside(models["residual"], norm(part.images), scales).logits
+    assert (
+        abs(count - int((logits.argmax(1) == part.labels).sum())) <= 2
+    )  # BN is folded
     shoot(rx, page, "lesion")
     answered(page, lambda: rx.get_by_text("make all whole").click())
 

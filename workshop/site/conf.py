@@ -5,6 +5,7 @@ nothing is fetched when a page is opened.
 """
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -15,11 +16,13 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 from workshop.badges import BADGE, Project  # noqa: E402
+from workshop.execute import STATE, VIEW, lost_widgets  # noqa: E402
 from workshop.site.page import write_page  # noqa: E402
 
 PROJECT = Project.read(ROOT)
-STATE = "application/vnd.jupyter.widget-state+json"
-VIEW = "application/vnd.jupyter.widget-view+json"
+
+# Of Sphinx, which counts its warnings; `make site` makes errors of them.
+logger = logging.getLogger("sphinx.notebooks")
 
 project = "Residual learning, from scratch"
 author = "the authors of this project"
@@ -33,6 +36,9 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "data/README.md",
+    "data/results.md",
+    "workshop/handbook.md",
+    "workshop/benchmarks/README.md",
     "notebooks/*.ipynb",
     "notebooks/solutions/*.ipynb",
     "workshop/site/reference.md",
@@ -88,6 +94,9 @@ notebooks/solutions/*
 
 workshop/site/reference
 data/README
+data/results
+workshop/handbook
+workshop/benchmarks/README
 CONTRIBUTING
 CHANGELOG
 ```
@@ -98,10 +107,14 @@ def adapt(app, docname: str, source: list[str]) -> None:
     """Serve the badge from here, and lead to the repository where no page stands."""
     text = source[0].replace(BADGE, "/workshop/site/open-in-colab.svg")
     if docname.startswith("notebooks/"):
-        text = with_explorer(with_alternative_text(text))
-    if docname.endswith(("README", "CONTRIBUTING", "CHANGELOG")):
-        here = (ROOT / docname).parent
-        text = re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
+        if lost := lost_widgets(json.loads(text)):
+            logger.warning(
+                f"{docname} keeps no state of {len(lost)} widgets, which would be "
+                "blank: run `make notebooks` for it."
+            )
+        text = with_links(with_explorer(with_alternative_text(text)), docname)
+    else:
+        text = linked(text, docname)
     if docname == root_doc:  # the front page
         text += "\n\n" + DOOR.format(up="") + "\n" + CONTENTS
     source[0] = text
@@ -148,6 +161,19 @@ def is_pixel(output: dict) -> bool:
     return "data:image/gif;base64" in "".join(
         output.get("data", {}).get("text/html", "")
     )
+
+
+def linked(text: str, docname: str) -> str:
+    here = (ROOT / docname).parent
+    return re.sub(r"\]\(([^):#]+)\)", lambda link: address(here, link), text)
+
+
+def with_links(notebook: str, docname: str) -> str:
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = linked("".join(cell["source"]), docname)
+    return json.dumps(content)
 
 
 def address(here: Path, link: re.Match) -> str:
