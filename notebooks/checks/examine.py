@@ -122,7 +122,9 @@ def _labels(found: Findings, x: Tensor, y: Tensor | None) -> None:
     x = F.adaptive_avg_pool2d(x.float(), 8).flatten(1)
     kinds, y = y.unique(return_inverse=True)
     if len(kinds) < 2 or len(y) < 20 * len(kinds):
-        found.unknown.append("whether labels belong to their images: too few of a class")
+        found.unknown.append(
+            "whether labels belong to their images: too few of a class"
+        )
         return
     # The mean image of each class, without the image that is asked about.
     count = torch.bincount(y).to(x)
@@ -323,9 +325,9 @@ def _loss(found: Findings, loss, model: nn.Module, x: Tensor, y: Tensor | None) 
         f"ones only {wrong:.2f}. Is a softmax taken twice?",
         "right and sure answers cost little",
     )
-    for weight in model.parameters():
-        weight.requires_grad_(True)
-    found.unknown.append("the weight decay: compare its pull with λw, as the clinic does")
+    found.unknown.append(
+        "the weight decay: compare its pull with λw, as the clinic does"
+    )
 
 
 def _rates(found: Findings, rates) -> None:

@@ -19,6 +19,7 @@ from resnet_lib.resnet import ResNet, init_weights
 
 RECORDS = Path(__file__).parents[2] / "data" / "patients"
 RATE, DECAY, BATCH = 0.1, 1e-4, 64
+FEW = 10_000  # training images
 
 
 class LateReLU(BasicBlock):
@@ -75,6 +76,7 @@ def healthy(data: Dataset, seed: int = 0, updates: int = 96, block=BasicBlock) -
     for each in _blocks(net):
         each.__class__ = block
     net.name = "resnet8"
+    data = Dataset(data.name, data.classes, data.train[:FEW], data.test)
     drops = (updates // 2, 3 * updates // 4)
     rates = [RATE * 0.1 ** sum(i >= drop for drop in drops) for i in range(updates)]
     return Case(net, data, rates, Normalisation.of(data.train.images), seed)
@@ -196,7 +198,7 @@ def no_eval(case: Case) -> None:
 
 
 def double_softmax(case: Case) -> None:
-    case.loss = lambda net, z, y: F.cross_entropy(z.softmax(1), y)
+    case.net = nn.Sequential(case.net, nn.Softmax(1))
 
 
 def shuffled_labels(case: Case) -> None:
@@ -232,7 +234,7 @@ def changed_input(case: Case) -> float:
 
 
 def channels_added(case: Case) -> float:
-    """The shortcut's channels over the branch's, in the block where they differ most."""
+    """The shortcut's channels over the branch's, where they differ most."""
     with torch.no_grad():
         return min(
             block.shortcut(x).shape[1] / block.residual(x).shape[1]
@@ -315,15 +317,14 @@ def alone(case: Case) -> float:
     return (case.judge(images)[:1] - case.judge(images[:1])).abs().max().item()
 
 
-def perfect_loss(case: Case) -> float:
-    """The loss of logits that are right and sure."""
-    _, y = case.batch(64)
-    perfect = 100.0 * F.one_hot(y, len(case.data.classes))
-    return case.loss(nn.Identity(), perfect, y).item()
+def sum_of_answers(case: Case) -> float:
+    """The largest distance from 1 of the sum of an image's ten answers."""
+    with torch.no_grad():
+        return (case.net(case.batch(64)[0]).sum(1) - 1).abs().max().item()
 
 
 def nearest_mean(case: Case) -> float:
-    """Share of test images whose nearest mean image, class by class, is the right one."""
+    """Share of test images whose nearest mean image is that of their class."""
     train, test = case.data.train[:5000], case.data.test[:500]
     x, classes = train.images.float().flatten(1), range(len(case.data.classes))
     means = torch.stack([x[train.labels == c].mean(0) for c in classes])
@@ -373,13 +374,13 @@ PATIENTS = {
     "foreign_normalisation": Patient(foreign_normalisation, mean_input, 0, 0.3),
     "cropped_test": Patient(cropped_test, asked_twice, 0, 1e-6),
     "no_eval": Patient(no_eval, alone, 0, 1e-3),
-    "double_softmax": Patient(double_softmax, perfect_loss, 0, 0.01),
+    "double_softmax": Patient(double_softmax, sum_of_answers, 0.01, 1e9),
     "shuffled_labels": Patient(shuffled_labels, nearest_mean, 0.17, 1),
     "best_epoch": Patient(best_epoch, from_noise, 0.29, 0.31),
 }
 
 
-def train(case: Case, judged: int = 500, every: int = 8) -> list[dict]:
+def train(case: Case, judged: int = 300, every: int = 8) -> list[dict]:
     """Train a case: rows of iteration, rate, training loss and error, test error."""
     net = case.net.train()
     optimizer = torch.optim.SGD(
