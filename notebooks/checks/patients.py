@@ -84,7 +84,9 @@ def healthy(data: Dataset, seed: int = 0, updates: int = 96, block=BasicBlock) -
 
 def late_relu(data: Dataset, seed: int = 0, updates: int = 96) -> Case:
     """The healthy twin of the patient whose ReLU works in place."""
-    return healthy(data, seed, updates, LateReLU)
+    case = healthy(data, seed, updates, LateReLU)
+    case.net.relu = nn.Identity()  # each block has its own, at its start
+    return case
 
 
 def _blocks(net: nn.Module) -> list[BasicBlock]:
@@ -378,6 +380,20 @@ PATIENTS = {
     "shuffled_labels": Patient(shuffled_labels, nearest_mean, 0.17, 1),
     "best_epoch": Patient(best_epoch, from_noise, 0.29, 0.31),
 }
+
+
+# The beds of the exercise. Whoever reads on has the answer and loses the exercise.
+BEDS = {"A": "no_eval", "B": "healthy", "C": "one_map", "D": "shuffled_labels"}
+
+
+def beds(data: Dataset, seed: int = 7) -> dict[str, Case]:
+    """Four cases of the ward, one of them healthy, without their names."""
+    return {
+        bed: healthy(data, seed)
+        if name == "healthy"
+        else PATIENTS[name].cases(data, seed)[1]
+        for bed, name in BEDS.items()
+    }
 
 
 def train(case: Case, judged: int = 300, every: int = 8) -> list[dict]:
