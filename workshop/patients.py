@@ -1,7 +1,7 @@
 """Record the clinic's runs: `python -m workshop.patients [cifar10|digits]`.
 
 What the record holds already is not made again; delete the file to begin anew. A run
-takes some fifteen seconds of one core, the whole record about five minutes.
+takes about a minute of one core, the whole record a quarter of an hour.
 """
 
 import json

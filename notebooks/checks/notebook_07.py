@@ -26,6 +26,8 @@ def check_beds(diagnosis: dict[str, str]) -> str:
                 "list(patients.PATIENTS), or say 'healthy'."
             )
     wrong = [bed for bed, name in diagnosis.items() if name != BEDS[bed]]
+    if len(wrong) == len(BEDS):
+        raise Hint("no bed is right yet: compare each number with a healthy case's.")
     missed = [bed for bed in wrong if diagnosis[bed] == "healthy"]
     if missed:
         raise Hint(

@@ -19,7 +19,7 @@ from resnet_lib.resnet import ResNet, init_weights
 
 RECORDS = Path(__file__).parents[2] / "data" / "patients"
 RATE, DECAY, BATCH = 0.1, 1e-4, 64
-FEW = 10_000  # training images
+FEW, UPDATES = 10_000, 240  # training images and updates of a short run
 
 
 class LateReLU(BasicBlock):
@@ -69,7 +69,9 @@ class Case:
         return logits
 
 
-def healthy(data: Dataset, seed: int = 0, updates: int = 96, block=BasicBlock) -> Case:
+def healthy(
+    data: Dataset, seed: int = 0, updates: int = UPDATES, block=BasicBlock
+) -> Case:
     """The case that nothing is wrong with."""
     torch.manual_seed(seed)
     net = ResNet((16, 32, 64), (1, 1, 1), "B", len(data.classes))
@@ -82,7 +84,7 @@ def healthy(data: Dataset, seed: int = 0, updates: int = 96, block=BasicBlock) -
     return Case(net, data, rates, Normalisation.of(data.train.images), seed)
 
 
-def late_relu(data: Dataset, seed: int = 0, updates: int = 96) -> Case:
+def late_relu(data: Dataset, seed: int = 0, updates: int = UPDATES) -> Case:
     """The healthy twin of the patient whose ReLU works in place."""
     case = healthy(data, seed, updates, LateReLU)
     case.net.relu = nn.Identity()  # each block has its own, at its start
@@ -109,38 +111,31 @@ def _inputs(case: Case) -> list[tuple[BasicBlock, Tensor]]:
 # Faults ------------------------------------------------------------------------------
 
 
-class ReluFirst(BasicBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(F.relu(self.residual(x)) + self.shortcut(x))
-
-
-class InPlace(LateReLU):
-    def start(self, x: Tensor) -> Tensor:
-        return F.relu(x, inplace=True)
-
-
-class OneMap(nn.Module):
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1, keepdim=True)[:, :, :: self.stride, :: self.stride]
-
-
 def relu_first(case: Case) -> None:
+    class ReluFirst(BasicBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(F.relu(self.residual(x)) + self.shortcut(x))
+
     for block in _blocks(case.net):
         block.__class__ = ReluFirst
 
 
 def in_place(case: Case) -> None:
+    class InPlace(LateReLU):
+        def start(self, x: Tensor) -> Tensor:
+            return F.relu(x, inplace=True)
+
     for block in _blocks(case.net):
         block.__class__ = InPlace
 
 
 def one_map(case: Case) -> None:
+    class OneMap(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(1, keepdim=True)[:, :, ::2, ::2]  # (N, 1, H/2, W/2)
+
     for block in _blocks(case.net)[1:]:
-        block.shortcut = OneMap(block.conv1.stride[0])  # (N, 1, H, W) fits any sum
+        block.shortcut = OneMap()
 
 
 def bare_projection(case: Case) -> None:
@@ -205,7 +200,9 @@ def double_softmax(case: Case) -> None:
 
 def shuffled_labels(case: Case) -> None:
     train = case.data.train
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(case.seed)
+    )
     train = type(train)(train.images, train.labels[order])
     case.data = Dataset(case.data.name, case.data.classes, train, case.data.test)
 
@@ -352,7 +349,7 @@ class Patient:
     high: float
     base: Callable[..., Case] = healthy
 
-    def cases(self, data: Dataset, seed: int = 0, updates: int = 96) -> list[Case]:
+    def cases(self, data: Dataset, seed: int = 0, updates: int = UPDATES) -> list[Case]:
         """[healthy, sick], drawn from the same seed."""
         pair = [self.base(data, seed, updates) for _ in range(2)]
         self.fault(pair[1])
@@ -396,7 +393,7 @@ def beds(data: Dataset, seed: int = 7) -> dict[str, Case]:
     }
 
 
-def train(case: Case, judged: int = 300, every: int = 8) -> list[dict]:
+def train(case: Case, judged: int = 1000, every: int = 12) -> list[dict]:
     """Train a case: rows of iteration, rate, training loss and error, test error."""
     net = case.net.train()
     optimizer = torch.optim.SGD(
