@@ -249,6 +249,14 @@ def test_examine_finds_nothing_in_torchvisions_classifiers(name, digits):
     assert not [line for line in found.unknown if "stopped" in line]
 
 
+def test_examine_takes_pooling_for_no_fault(digits):
+    first, second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+    middle = (nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    last = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    net = nn.Sequential(first, *middle, second, *last)
+    assert not checks.examine(net, healthy(digits).batch(600)).odd
+
+
 @pytest.mark.parametrize(
     ("model", "batch"),
     [

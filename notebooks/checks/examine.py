@@ -179,8 +179,13 @@ def _answers(found: Findings, model: nn.Module, x: Tensor, y: Tensor | None) -> 
 
 def _maps(found: Findings, model: nn.Module, x: Tensor) -> None:
     side = x.shape[-1]
-    sizes = []
-    with _watching(model, nn.Conv2d, lambda _, __, out: sizes.append(out.shape[-1])):
+    sizes, strides = [], []
+
+    def note(conv: nn.Conv2d, _, out: Tensor) -> None:
+        sizes.append(out.shape[-1])
+        strides.append(max(conv.stride))
+
+    with _watching(model, nn.Conv2d, note):
         model(x[:2])
     if not sizes:
         found.unknown.append("the sizes of the maps: there is no convolution")
@@ -194,7 +199,7 @@ def _maps(found: Findings, model: nn.Module, x: Tensor) -> None:
     # A net made for small images keeps them at first; one that halves at once is the
     # other family, made for images of some 200 pixels.
     kept = sizes[0] >= side
-    early = kept and len(sizes) > 1 and sizes[1] < sizes[0]
+    early = kept and len(sizes) > 1 and strides[1] > 1
     found.say(
         early,
         f"stride: after a first layer that keeps {sizes[0]} pixels, the very next one "
