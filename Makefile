@@ -107,7 +107,7 @@ bench: .venv/ready
 # The widgets' tests with what Colab runs: ipywidgets 7.7.1 and IPython 7.34, in an
 # environment of its own that borrows PyTorch and the rest from .venv.
 widgets7: .widgets7/ready
-	.widgets7/bin/python -m pytest tests/test_controls.py tests/test_explorer.py
+	.widgets7/bin/python -m pytest tests/test_explorer.py
 
 .widgets7/ready: .venv/ready
 	$(BIN)/python -m venv .widgets7

@@ -129,3 +129,31 @@ SHARES = {
 
 def test_wrong_shares_are_told_what_they_are(told_apart):
     told_apart(checks.check_clipped_shares, SHARES)
+
+
+# --- 05: what makes the first gradient explode ----------------------------------------
+
+
+def measured(shallow=1.1, deep=20.0, bare=0.5):
+    table = {(8, True): shallow, (32, True): deep, (32, False): bare}
+    return lambda layers, batch_norm: table[layers, batch_norm]
+
+
+def test_a_gradient_ratio_is_told_with_and_without_bn(says):
+    verdict, line = says(checks.check_gradient_ratio, measured())
+    assert verdict and "1.1 at 8 layers to 20 at 32" in line and "0.5 at 32" in line
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (measured(bare=float("nan")), "above 0, not nan"),
+        (measured(deep=0.05), "the last one below it"),
+        (measured(deep=1.2), "in training mode, and fresh"),
+        (measured(deep=500.0), "not its square"),
+        (measured(bare=19.0), "was every BN taken out"),
+    ],
+)
+def test_a_wrong_gradient_ratio_gets_its_hint(says, answer, hint):
+    verdict, line = says(checks.check_gradient_ratio, answer)
+    assert not verdict and hint in line

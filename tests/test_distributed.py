@@ -150,7 +150,7 @@ def start(*command):
     return subprocess.Popen(command, env=environment, **streams)
 
 
-def end(process, seconds=60):
+def end(process, seconds=180):
     """Its exit code and what it printed; a job that hangs is a failure."""
     try:
         out, err = process.communicate(timeout=seconds)

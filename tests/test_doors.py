@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from workshop import badges, execute
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/[0-9]*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*_*.ipynb"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 ADDRESS = PYPROJECT["urls"]["Repository"]
 
@@ -125,10 +125,12 @@ def test_one_command_moves_every_address(moved):
 
 def test_badges_and_set_up_cells_are_written(tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    for name in ("pyproject.toml", "README.md", "CITATION.cff"):
+    (tmp_path / "workshop").mkdir()
+    pages = ("README.md", "CITATION.cff", "workshop/handbook.md")
+    for name in ("pyproject.toml", *pages):
         shutil.copy(ROOT / name, tmp_path / name)
     badges.main(tmp_path)
-    for path in [*NOTEBOOKS, ROOT / "README.md", ROOT / "CITATION.cff"]:
+    for path in [*NOTEBOOKS, *(ROOT / name for name in pages)]:
         written = (tmp_path / path.relative_to(ROOT)).read_text("utf-8")
         assert written == path.read_text("utf-8"), f"run `make badges`: {path.name}"
 

@@ -104,7 +104,7 @@ def main(root: Path = Path(__file__).parents[1]) -> None:
     for path in sorted(root.glob("notebooks/**/*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts:
             write_notebook(path, project, root)
-    for name in ("README.md", "CITATION.cff"):
+    for name in ("README.md", "CITATION.cff", "workshop/handbook.md"):
         path = root / name
         path.write_text(project.with_links(path.read_text("utf-8")), "utf-8")
 

@@ -587,7 +587,7 @@ class View {
   roving(buttons) {
     buttons.forEach((button, i) => {
       button.tabIndex = i ? -1 : 0;
-      button.addEventListener("keydown", (event) => {
+      button.addEventListener("rx-key", (event) => {
         const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
         const to = { Home: buttons[0], End: buttons.at(-1) }[event.key];
         const next = to ?? (step ? buttons[clamp(i + step, 0, buttons.length - 1)] : null);
@@ -763,7 +763,7 @@ class View {
     canvas.addEventListener("pointermove", (event) => this.point(place(event)));
     canvas.addEventListener("pointerleave", () => this.point(null));
     canvas.addEventListener("click", (event) => this.pin(place(event)));
-    canvas.addEventListener("keydown", (event) => this.steer(event));
+    canvas.addEventListener("rx-key", (event) => this.steer(event));
     const histogram = svg("svg", {
       class: "rx-histogram",
       viewBox: "0 0 100 30",
@@ -1289,7 +1289,7 @@ function buildPad(root, done) {
     down = false;
     done(shrink(canvas));
   };
-  canvas.onkeydown = (event) => {
+  canvas.addEventListener("rx-key", (event) => {
     const move = { ArrowUp: [0, -4], ArrowDown: [0, 4], ArrowLeft: [-4, 0], ArrowRight: [4, 0] }[event.key];
     if (event.key === " ") down = !down;
     else if (!move) return;
@@ -1297,7 +1297,7 @@ function buildPad(root, done) {
     pen ??= [64, 64];
     if (move) to(clamp(pen[0] + move[0], 0, 127), clamp(pen[1] + move[1], 0, 127));
     done(shrink(canvas));
-  };
+  });
   clear();
   const empty = h("button.rx-button", { type: "button", onclick: () => { clear(); done(shrink(canvas)); } }, "clear");
   root.append(canvas, h("div", {}, colour, empty));
@@ -1405,13 +1405,23 @@ function cut(parts, numbers) {
 
 /** Draw an explorer into an element; returns what takes it away again. */
 export function mount(element, backend) {
-  // Jupyter's shortcuts stay out: Enter would leave the widget for the cell's code.
-  const root = h("div.rx", { "data-lm-suppress-shortcuts": "true" });
+  const root = h("div.rx");
+  // Jupyter takes arrow keys away from what is inside a cell before it sees them. So keys
+  // are caught at the window, and come to the explorer's own elements as "rx-key".
+  const keys = (event) => {
+    if (!root.contains(event.target)) return;
+    event.stopPropagation();
+    const copy = new Event("rx-key", { cancelable: true });
+    copy.key = event.key;
+    if (!event.target.dispatchEvent(copy)) event.preventDefault();
+  };
+  window.addEventListener("keydown", keys, true);
   element.append(root);
   const view = new View(root, backend);
   view.start().catch((error) => view.tell(error.message));
   root.view = view;
   return () => {
+    window.removeEventListener("keydown", keys, true);
     view.stop();
     backend.stop?.();
     root.remove();
