@@ -1,111 +1,17 @@
-"""Wrong repairs of notebook 07's six bugs, each caught with a message of its own."""
+"""The clinic: wrong answers to its exercises, its sixteen faults, its procedure."""
 
-import inspect
 import math
 
 import checks
 import pytest
 import torch
-import torch.nn.functional as F
+import torchvision
+from checks import patients
+from checks.patients import BEDS, PATIENTS, healthy, late_relu
 from torch import nn
 
-from resnet_lib import BasicBlock, Normalisation, ResNet, learning_rate_at
-
-# --- 1: where the net halves its maps -------------------------------------------------
-
-
-def net(
-    halves, widths, depth, *, stem_stride=1, pools=(), factor=2, classes=10, more=0
-):
-    """A net whose block (stage, index) halves if `halves(stage, index)`, from 0."""
-    layers = [nn.Conv2d(3, widths[0], 3, stem_stride, padding=1)]
-    in_channels = widths[0]
-    for stage, out_channels in enumerate(widths):
-        if stage in pools:
-            layers.append(nn.MaxPool2d(2))
-        for index in range(depth + more):
-            stride = factor if halves(stage, index) else 1
-            layers.append(BasicBlock(in_channels, out_channels, stride, "A"))
-            in_channels = out_channels
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool, nn.Linear(in_channels, classes))
-
-
-def right_place(stage, index):
-    return stage > 0 and index == 0
-
-
-NETS = {
-    "no later stage does": lambda w, d: net(lambda s, i: s == i == 0, w, d),
-    "4×4": lambda w, d: net(lambda s, i: i == 0, w, d),
-    "one pixel": lambda w, d: net(lambda s, i: True, w, d),
-    "no block halves": lambda w, d: net(lambda s, i: False, w, d),
-    "the last block of a stage": lambda w, d: net(
-        lambda s, i: s < len(w) - 1 and i == d - 1, w, d
-    ),
-    "the last block of each": lambda w, d: net(lambda s, i: i == d - 1, w, d),
-    "stage 3 goes on at 16×16": lambda w, d: net(lambda s, i: s == 1 and i == 0, w, d),
-    "stage 2 stays at 32×32": lambda w, d: net(lambda s, i: s == 2 and i == 0, w, d),
-    "numbers 5 8": lambda w, d: net(lambda s, i: s > 0 and i == 1, w, d),
-    "outside your blocks": lambda w, d: net(lambda s, i: False, w, d, pools=(1, 2)),
-    "wrong factor": lambda w, d: net(right_place, w, d, factor=4),
-    "put out": lambda w, d: net(right_place, [w[0]] * 3, d),
-    "12 BasicBlocks": lambda w, d: net(right_place, w, d, more=1),
-    "(1, 7)": lambda w, d: net(right_place, w, d, classes=7),
-    "four stages of two": lambda w, d: net(
-        lambda s, i: (3 if w[2] == 16 else d) * s + i in (3, 6), w, d
-    ),
-    "NoneType": lambda w, d: None,
-}
-
-
-# --- 2: the stem ----------------------------------------------------------------------
-
-
-def stem(first, rest=lambda net, x: x, last=lambda net, x: x):
-    """A ResNet with another stem, and something else behind the stages."""
-
-    class Answer(ResNet):
-        def forward(self, x):
-            x = first(self, x)
-            for stage in self.stages:
-                x = rest(self, getattr(self, stage)(x))
-            x = torch.flatten(self.avgpool(x), 1)
-            return last(self, self.fc(x))
-
-    return Answer
-
-
-def right_stem(net, x):
-    return F.relu(net.bn1(net.conv1(x)))
-
-
-class OtherLayers(ResNet):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.extra = nn.Linear(2, 2)
-
-
-STEMS = {
-    "still enter": stem(lambda n, x: n.bn1(n.conv1(x))),
-    "behind the first stage": stem(
-        lambda n, x: n.bn1(n.conv1(x)), rest=lambda n, x: n.relu(x)
-    ),
-    "exchange the two": stem(lambda n, x: n.bn1(F.relu(n.conv1(x)))),
-    "one ReLU too many": stem(lambda n, x: F.relu(n.bn1(F.relu(n.conv1(x))))),
-    "not the stem's output": stem(lambda n, x: n.bn1(n.conv1(F.relu(x)))),
-    "is cut as well": stem(lambda n, x: right_stem(n, F.relu(x))),
-    "BN has gone": stem(lambda n, x: F.relu(n.conv1(x))),
-    "smaller negative": stem(lambda n, x: F.leaky_relu(n.bn1(n.conv1(x)), 0.1)),
-    "leaves positive": stem(lambda n, x: n.bn1(n.conv1(x)).abs()),
-    "shape": stem(lambda n, x: F.max_pool2d(right_stem(n, x), 2)),
-    "not ResNet's": stem(right_stem, last=lambda n, x: F.relu(x)),
-    "wrong in train mode": stem(
-        lambda n, x: F.relu(n.bn1(n.conv1(x)) + 0.1 * n.training)
-    ),
-    "change `forward` only": OtherLayers,
-}
-
+from resnet_lib import get_model, learning_rate_at
+from resnet_lib.datasets import load_digits
 
 # --- 3: the learning rate -------------------------------------------------------------
 
@@ -173,122 +79,6 @@ RATES = {
 }
 
 
-# --- 4: normalisation -----------------------------------------------------------------
-
-
-def three(*values):
-    return torch.tensor(values).view(3, 1, 1)
-
-
-def moments(images):
-    x = images.float()
-    return x.mean((0, 2, 3)).view(3, 1, 1), x.std((0, 2, 3)).view(3, 1, 1)
-
-
-def spread(data, change):
-    """The right mean, and a standard deviation that `change` has been at."""
-    mean, std = moments(data.train.images)
-    return Normalisation(mean, change(data.train.images.float(), std))
-
-
-def pooled(data):
-    return torch.cat([data.train.images, data.test.images])
-
-
-IMAGENET = three(0.485, 0.456, 0.406), three(0.229, 0.224, 0.225)
-CIFAR10 = three(0.4914, 0.4822, 0.4465), three(0.247, 0.2435, 0.2616)
-
-NORMALISATIONS = {
-    "still ImageNet's": lambda d: Normalisation(*(255 * v for v in IMAGENET)),
-    "typed in": lambda d: Normalisation(*(255 * v for v in CIFAR10)),
-    "may not shape": lambda d: Normalisation(*moments(d.test.images)),
-    "pooled": lambda d: Normalisation(*moments(pooled(d))),
-    "units": lambda d: Normalisation(*moments(d.train.images / 255)),
-    "serves all three": lambda d: Normalisation(
-        d.train.images.float().mean(), d.train.images.float().std()
-    ),
-    "share one number": lambda d: Normalisation(
-        *(v.mean().expand(3, 1, 1) for v in moments(d.train.images))
-    ),
-    "mean picture": lambda d: Normalisation.of(d.train.images, per_pixel=True),
-    "nothing is divided": lambda d: spread(d, lambda x, std: std / std),
-    "variance": lambda d: spread(d, lambda x, std: std**2),
-    "each image's own": lambda d: spread(
-        d, lambda x, std: x.std((2, 3)).mean(0).view(3, 1, 1)
-    ),
-    "R, G, B": lambda d: Normalisation(*(v.flip(0) for v in moments(d.train.images))),
-    "(1, 3)": lambda d: Normalisation(*(v.view(1, 3) for v in moments(d.train.images))),
-    "mean is not": lambda d: Normalisation(three(127.5, 127.5, 127.0), three(1, 1, 1)),
-    "std is not": lambda d: spread(d, lambda x, std: 1.5 * std),
-    "return a Normalisation": lambda d: moments(d.train.images),
-}
-
-
-# --- 5: the penalty -------------------------------------------------------------------
-
-
-def loss(penalty, scale=1.0, reduction="mean"):
-    """Cross-entropy plus λ times the sum of `penalty(w)` over all parameters."""
-
-    def answer(net, images, labels, weight_decay):
-        total = scale * F.cross_entropy(net(images), labels, reduction=reduction)
-        for name, w in net.named_parameters():
-            given = (
-                (w, name) if len(inspect.signature(penalty).parameters) > 1 else (w,)
-            )
-            total = total + weight_decay * penalty(*given)
-        return total
-
-    return answer
-
-
-def square(w):
-    return (w**2).sum()
-
-
-def no_gradient(net, images, labels, weight_decay):
-    with torch.no_grad():
-        penalty = sum(square(w) for w in net.parameters())
-    return F.cross_entropy(net(images), labels) + weight_decay / 2 * penalty
-
-
-def whole_norm(net, images, labels, weight_decay):
-    norm = torch.cat([w.flatten() for w in net.parameters()]).norm()
-    return F.cross_entropy(net(images), labels) + weight_decay / 2 * norm
-
-
-def shrinks(net, images, labels, weight_decay):
-    with torch.no_grad():
-        for w in net.parameters():
-            w *= 1 - weight_decay
-    return F.cross_entropy(net(images), labels)
-
-
-def fixed(net, images, labels, weight_decay):
-    return loss(lambda w: square(w) / 2)(net, images, labels, 0.3)
-
-
-LOSSES = {
-    "adds λw": loss(square),
-    "halved twice": loss(lambda w: square(w) / 4),
-    "the sign": loss(lambda w: -square(w) / 2),
-    "no penalty is left": loss(lambda w: 0.0),
-    "cuts it off": no_gradient,
-    "the cross-entropy is gone": loss(lambda w: square(w) / 2, scale=0.0),
-    "summed over the batch": loss(lambda w: square(w) / 2, reduction="sum"),
-    "feel no penalty: SGD": loss(lambda w: square(w) / 2 * (w.ndim > 1)),
-    "feel no penalty, and with twice": loss(lambda w: square(w) * (w.ndim > 1)),
-    "|w|": loss(lambda w: w.abs().sum()),
-    "norm ‖w‖": loss(lambda w: w.norm() / 2),
-    "average the squares": loss(lambda w: (w**2).mean()),
-    "0.25": loss(lambda w: square(w) / 8),
-    "change": shrinks,
-    "wrong for another": fixed,
-    "lost its graph": lambda *a: loss(square)(*a).detach(),
-    "one number": lambda n, x, y, d: F.cross_entropy(n(x), y, reduction="none"),
-}
-
-
 # --- 6: the report --------------------------------------------------------------------
 
 
@@ -324,46 +114,171 @@ REPORTS = {
 }
 
 
-# --- the tests ------------------------------------------------------------------------
+# --- the exercises --------------------------------------------------------------------
 
 
+WRONG_BEDS = {
+    "a dict from the": [BEDS["A"], {"A": BEDS["A"]}],
+    "no patient of this ward": BEDS | {"A": "flu"},
+    "is not healthy": BEDS | {"A": "healthy"},
+    "has nothing": BEDS | {"B": "no_decay"},
+    "no bed is right": dict.fromkeys(BEDS, "best_epoch"),
+    "1 of 4": BEDS | {"A": "cropped_test"},
+}
 TABLES = [
-    (checks.check_repaired_net, NETS),
-    (checks.check_repaired_stem, STEMS),
+    (checks.check_beds, WRONG_BEDS),
     (checks.check_repaired_rates, RATES),
-    (checks.check_repaired_normalisation, NORMALISATIONS),
-    (checks.check_repaired_loss, LOSSES),
     (checks.check_repaired_report, REPORTS),
 ]
-IDS = [judge.__name__.removeprefix("check_repaired_") for judge, _ in TABLES]
 
 
-@pytest.mark.parametrize(("judge", "table"), TABLES, ids=IDS)
-def test_wrong_repairs_are_told_apart(told_apart, judge, table):
+@pytest.mark.parametrize(("judge", "table"), TABLES)
+def test_wrong_answers_are_told_apart(told_apart, judge, table):
     told_apart(judge, table)
 
 
 @pytest.mark.parametrize(
     ("judge", "answer"),
     [
-        (checks.check_repaired_net, lambda w, d: net(right_place, w, d)),
-        (checks.check_repaired_net, lambda w, d: ResNet(w, [d] * len(w), "B")),
-        (checks.check_repaired_stem, stem(right_stem)),
-        (checks.check_repaired_stem, ResNet),
+        (checks.check_beds, BEDS),
         (checks.check_repaired_rates, rates),
-        (
-            checks.check_repaired_normalisation,
-            lambda d: Normalisation.of(d.train.images),
-        ),
-        (
-            checks.check_repaired_normalisation,
-            lambda d: Normalisation(*moments(d.train.images)),
-        ),
-        (checks.check_repaired_loss, loss(lambda w: square(w) / 2)),
         (checks.check_repaired_report, lambda h: h[-1]["test_error"]),
         (checks.check_repaired_report, lambda h: test_where(h, "validation_error")),
     ],
 )
-def test_right_repairs_pass(says, judge, answer):
+def test_right_answers_pass(says, judge, answer):
     verdict, line = says(judge, answer)
     assert verdict and line.startswith("✓ ")
+
+
+# --- the ward -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.mark.parametrize("name", PATIENTS)
+def test_each_fault_is_caught_by_its_measurement_and_the_healthy_case_is_not(
+    name, digits
+):
+    patient = PATIENTS[name]
+    well, sick = patient.cases(digits, seed=3, updates=8)
+    assert not patient.caught(patient.measure(well))
+    assert patient.caught(patient.measure(sick))
+
+
+def test_the_record_has_every_patient_and_says_the_same():
+    record = patients.recorded()
+    assert set(record["runs"]) == {"healthy", "late_relu", *PATIENTS}
+    for name, patient in PATIENTS.items():
+        assert len(record["measured"][name]) == 3
+        for well, sick in record["measured"][name]:
+            assert not patient.caught(well) and patient.caught(sick)
+    for rows in record["runs"].values():
+        assert rows[-1]["iteration"] == patients.UPDATES
+
+
+@pytest.mark.parametrize("name", ["relu_first", "wide_stem", "no_eval"])
+def test_a_sick_case_trains_without_a_word(name, digits):
+    rows = patients.train(PATIENTS[name].cases(digits, updates=2)[1], 20, 1)
+    assert len(rows) == 2 and rows[-1]["train_loss"] > 0
+
+
+# --- examine --------------------------------------------------------------------------
+
+# The word by which `examine` names a fault, from the network and its batch alone.
+NAMED = {
+    "relu_first": "ReLU before",
+    "in_place": "in place",
+    "one_map": "broadcasting",
+    "bare_projection": "projection",
+    "stride_everywhere": "stride",
+    "miscounted": "depth",
+    "wide_stem": "padding",
+    "foreign_normalisation": "normalisation",
+    "double_softmax": "softmax",
+    "shuffled_labels": "labels",
+}
+# And with the rates, the test and the report.
+TOLD = {
+    "no_decay": "rate",
+    "stuck_warmup": "rate",
+    "cropped_test": "random",
+    "no_eval": "eval()",
+    "best_epoch": "report",
+}
+
+
+def more(case):
+    """What a reader can give beside the network and the batch."""
+
+    def judge(x):
+        pixels = x * case.normalisation.std + case.normalisation.mean
+        return case.judge(pixels.round().clamp(0, 255).to(torch.uint8))
+
+    return {"rates": case.rates, "judge": judge, "report": case.report}
+
+
+@pytest.mark.parametrize("name", [*NAMED, *TOLD])
+def test_examine_names_the_fault(name, digits):
+    case = PATIENTS[name].cases(digits)[1]
+    given = more(case) if name in TOLD else {}
+    (odd,) = checks.examine(case.net, case.batch(600), **given).odd
+    assert (NAMED | TOLD)[name] in odd
+
+
+@pytest.mark.parametrize("base", [healthy, late_relu])
+def test_examine_finds_nothing_in_a_healthy_case(base, digits):
+    case = base(digits)
+    found = checks.examine(case.net, case.batch(600), **more(case))
+    assert not found.odd and len(found.fine) > 8
+
+
+@pytest.mark.parametrize("name", ["resnet18", "plain20"])
+def test_examine_finds_nothing_in_our_nets(name, digits):
+    assert not checks.examine(get_model(name), healthy(digits).batch(600)).odd
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_0"])
+def test_examine_finds_nothing_in_torchvisions_classifiers(name, digits):
+    model = getattr(torchvision.models, name)(num_classes=10)
+    found = checks.examine(model, healthy(digits).batch(600))
+    assert not found.odd
+    assert not [line for line in found.unknown if "stopped" in line]
+
+
+def test_examine_takes_pooling_for_no_fault(digits):
+    first, second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+    middle = (nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    last = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    net = nn.Sequential(first, *middle, second, *last)
+    assert not checks.examine(net, healthy(digits).batch(600)).odd
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (None, None),
+        (nn.Linear(3, 2), torch.zeros(4, 3, 32, 32)),
+        (get_model("resnet20"), "images"),
+        (get_model("resnet20"), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)),
+        (get_model("resnet20"), (torch.zeros(0, 3, 32, 32), torch.zeros(0))),
+    ],
+)
+def test_examine_never_raises(model, batch):
+    found = checks.examine(model, batch)
+    assert found.odd or any("stopped" in line for line in found.unknown)
+    assert "Odd:" in str(found)
+
+
+def test_examine_leaves_the_model_as_it_was(digits):
+    net, batch = get_model("resnet20").eval(), healthy(digits).batch(64)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    checks.examine(net, batch)
+    after = net.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not net.training and all(p.grad is None for p in net.parameters())
+    assert torch.equal(state, torch.get_rng_state())

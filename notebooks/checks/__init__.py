@@ -10,7 +10,9 @@ Every `check_…` of a `notebook_NN.py` is a name of this package.
 import importlib
 import pathlib
 
-__all__ = []
+from checks.examine import examine
+
+__all__ = ["examine"]
 
 for _file in sorted(pathlib.Path(__file__).parent.glob("notebook_*.py")):
     _judges = vars(importlib.import_module(f"checks.{_file.stem}"))
