@@ -1,0 +1,77 @@
+"""Commands of ours in processes that are forked, libraries loaded.
+
+An interpreter that is started anew imports PyTorch for seconds. One server of forks does
+so once for a whole session; what it forks has done nothing else yet.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["resnet_lib.train"])
+
+
+def run(function: Callable, log: str, environment: dict[str, str], *given) -> None:
+    """What a child does: it writes to `log` as a process writes to its streams."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, "utf-8") for n in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    importlib.import_module("torch").set_num_threads(1)
+    sys.exit(function(*given))
+
+
+def main(module: str, arguments: Sequence[str]) -> int | None:
+    return importlib.import_module(module).main(arguments)
+
+
+class Forked:
+    """As much of `subprocess.Popen` as the tests need, for `python -m MODULE …`."""
+
+    def __init__(self, command, stdout=None, env=None, **_) -> None:
+        python, option, module, *arguments = map(str, command)
+        assert (python, option) == (sys.executable, "-m")
+        self.start(main, module, arguments, log=stdout and stdout.name, env=env)
+
+    @classmethod
+    def calling(cls, function: Callable, *given, env=None) -> "Forked":
+        job = cls.__new__(cls)
+        job.start(function, *given, env=env)
+        return job
+
+    def start(self, function, *given, log=None, env=None) -> None:
+        self.log = log or tempfile.mkstemp()[1]
+        inside = (function, self.log, dict(env or os.environ), *given)
+        self.process = SERVER.Process(target=run, args=inside)
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def end(self, seconds: float = 180) -> tuple[int, str]:
+        """Its exit code and what it printed; a process that hangs is a failure."""
+        self.process.join(seconds)
+        if self.poll() is None:
+            self.process.kill()
+            raise subprocess.TimeoutExpired("a forked command", seconds)
+        with open(self.log, encoding="utf-8") as file:
+            return self.returncode, file.read()
