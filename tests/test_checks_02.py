@@ -4,7 +4,7 @@ import checks
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from resnet_lib.basic_block import PaddedIdentity, make_shortcut  # noqa: F401
 
@@ -261,79 +261,11 @@ WRONG_BOTTLENECKS = {
 }
 
 
-# --- shortcuts ------------------------------------------------------------------------
-
-
-def pad(x: Tensor, out: int, front: int = 0) -> Tensor:
-    return F.pad(x, (0, 0, 0, 0, front, out - x.shape[1] - front))
-
-
-def shortcut_a(x: Tensor, out_channels: int, stride: int) -> Tensor:
-    return pad(x[:, :, ::stride, ::stride], out_channels)
-
-
-def with_new_channels(fill):
-    """Shortcut A with `fill(kept, shape)` for the new channels instead of zeros."""
-
-    def answer(x, out, stride):
-        x = x[..., ::stride, ::stride]
-        shape = (len(x), out - x.shape[1], *x.shape[2:])
-        return torch.cat([x, fill(x, shape)], dim=1)
-
-    return answer
-
-
-def columns_swapped(x, out, s):
-    kept = x[..., ::s, ::s].clone()
-    kept[..., [1, 2]] = kept[..., [2, 1]]
-    return pad(kept, out)
-
-
-def cut(formula):
-    """A shortcut (x, out, s) by its formula."""
-    return lambda x, out, s: eval(formula, globals() | {"x": x, "out": out, "s": s})
-
-
-WRONG_SHORTCUTS = {
-    "average neighbouring pixels": cut("pad(F.avg_pool2d(x, s, ceil_mode=True), out)"),
-    "largest of neighbouring": cut("pad(F.max_pool2d(x, s, ceil_mode=True), out)"),
-    "cut out the top left corner": cut(
-        "pad(x[:, :, : -(-x.shape[2] // s), : -(-x.shape[3] // s)], out)"
-    ),
-    "start at the second pixel": cut("shortcut_a(x.roll((-1, -1), (2, 3)), out, s)"),
-    "is (2, 8, 6, 8) instead of (2, 8, 3, 4): keep one in 2 rows": cut("pad(x, out)"),
-    "(2, 8, 3, 8) instead of (2, 8, 3, 4)": cut("pad(x[:, :, ::s], out)"),
-    "(2, 8, 3, 2) instead of (2, 8, 4, 3)": cut(
-        "shortcut_a(x[:, :, : x.shape[2] // s * s, : x.shape[3] // s * s], out, s)"
-    ),
-    "(2, 4, 3, 3) instead of (2, 4, 6, 6)": cut("shortcut_a(x, out, 2)"),
-    "is (2, 4, 3, 4): dimension 1 should hold 8": cut("x[..., ::s, ::s]"),
-    "is (2, 4, 3, 8): dimension 1": cut(
-        "F.pad(x[..., ::s, ::s], (0, out - x.shape[1]))"
-    ),
-    "zeros stand in front": cut("pad(x[..., ::s, ::s], out, out - x.shape[1])"),
-    "zeros are split": cut("pad(x[..., ::s, ::s], out, (out - x.shape[1]) // 2)"),
-    "new channels hold values": with_new_channels(lambda x, new: x[:, : new[1]]),
-    "make the zeros like x": cut("shortcut_a(x, out, s).float()"),
-    "on another device": with_new_channels(
-        lambda x, new: torch.zeros(new, dtype=x.dtype)
-    ),
-    "no gradient flows back": cut("shortcut_a(x, out, s).detach()"),
-    "the values are not": [cut("2 * shortcut_a(x, out, s)"), columns_swapped],
-    "you return PaddedIdentity": cut("PaddedIdentity(x.shape[1], out, s)"),
-}
-
-
 # --- all of them ----------------------------------------------------------------------
 
 EXERCISES = [
     (checks.check_basic_block, WRONG_BLOCKS, RIGHT_BLOCKS),
     (checks.check_bottleneck, WRONG_BOTTLENECKS, RIGHT_BOTTLENECKS),
-    (
-        checks.check_shortcut_a,
-        WRONG_SHORTCUTS,
-        [shortcut_a, with_new_channels(lambda x, new: x.new_zeros(new))],
-    ),
 ]
 
 

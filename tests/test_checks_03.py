@@ -8,8 +8,6 @@ import checks
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from resnet_lib.resnet import get_model
 
@@ -63,68 +61,6 @@ COUNTS = {
 }
 
 
-def stage(block, in_channels, out_channels, depth, stride):
-    first = block(in_channels, out_channels, stride)
-    return nn.Sequential(
-        first, *[block(out_channels, out_channels) for _ in range(depth - 1)]
-    )
-
-
-def named(block, in_channels, out_channels, depth, stride):
-    blocks = [block(in_channels, out_channels, stride=stride)]
-    for _ in range(1, depth):
-        blocks.append(block(in_channels=out_channels, out_channels=out_channels))
-    return nn.Sequential(nn.Sequential(*blocks), nn.Identity())
-
-
-def asks(shapes):
-    """A wrong stage from what it asks of each block: (in, out, stride)."""
-    return lambda block, *given: nn.Sequential(
-        *[block(*shape) for shape in shapes(*given)]
-    )
-
-
-def wrapped(wrap):
-    return lambda *arguments: wrap(*stage(*arguments))
-
-
-class Twisted(nn.Sequential):
-    def forward(self, x):
-        for block in self:
-            x = F.relu(block(x))
-        return x
-
-
-STAGES = {
-    "never called": lambda block, i, o, d, s: nn.Sequential(nn.Conv2d(i, o, 3, s)),
-    "single block": lambda block, i, o, d, s: nn.Sequential(*[block(i, o, s)] * d),
-    "builds 4 blocks": lambda block, i, o, d, s: stage(block, i, o, d + 1, s),
-    "no block takes": asks(lambda i, o, d, s: [(i, o)] + [(o, o)] * (d - 1)),
-    "keep H and W": asks(lambda i, o, d, s: [(i, o, 2)] + [(o, o, 1)] * (d - 1)),
-    "every block takes": asks(lambda i, o, d, s: [(i, o, s)] + [(o, o, s)] * (d - 1)),
-    "the strides are [1, 1, 2]": asks(
-        lambda i, o, d, s: [(i, o, 1)] + [(o, o, 1)] * (d - 2) + [(o, o, s)]
-    ),
-    "told to read 4": asks(lambda i, o, d, s: [(i, o, s)] + [(i, o, 1)] * (d - 1)),
-    "in the last block": asks(
-        lambda i, o, d, s: [(i, i, s)] + [(i, i, 1)] * (d - 2) + [(i, o, 1)]
-    ),
-    "the others stay at 8": asks(
-        lambda i, o, d, s: [(i, i, s)] + [(i, i, 1)] * (d - 1)
-    ),
-    "returns None": lambda *arguments: stage(*arguments) and None,
-    "return a list": wrapped(lambda *blocks: list(blocks)),
-    "a ModuleList holds blocks but cannot": wrapped(
-        lambda *blocks: nn.ModuleList(blocks)
-    ),
-    "in the order": wrapped(lambda *blocks: nn.Sequential(*blocks[::-1])),
-    "a ReLU stands between": wrapped(
-        lambda *blocks: nn.Sequential(*[m for b in blocks for m in (b, nn.ReLU())])
-    ),
-    "one after the other": wrapped(Twisted),
-}
-
-
 def field(layers, first=1, less=1, early=False, jump=operator.mul):
     """The right answer; the options are mistakes."""
     field, step = first, 1
@@ -165,7 +101,6 @@ EXERCISES = [
         COUNTS,
         [count, *(lambda d, kind=kind: kind(count(d)) for kind in WHOLE)],
     ),
-    (checks.check_stage, STAGES, [stage, named]),
     (
         checks.check_receptive_field,
         FIELDS,

@@ -1,12 +1,9 @@
 """Answers to notebook 06's exercises: every wrong one has a message of its own."""
 
 import copy
-import math
 
 import checks
-import numpy as np
 import pytest
-import scipy.special
 import torch
 import torch.nn.functional as F
 
@@ -56,36 +53,6 @@ ACTIVATIONS = {
 }
 
 
-def path_lengths(blocks, off=0):
-    return [math.comb(blocks - off, k) for k in range(blocks - off + 1)]
-
-
-def by_convolution(blocks, off):
-    found = np.array([1.0])
-    for _ in range(blocks - off):
-        found = np.convolve(found, [1.0, 1.0])
-    return found
-
-
-def by_scipy(blocks, off):
-    return scipy.special.comb(blocks - off, np.arange(blocks - off + 1))
-
-
-LENGTHS = {
-    "return a list": [lambda n, off: 2 ** (n - off), lambda n, off: None],
-    "that are off: a path cannot": lambda n, off: path_lengths(n),
-    "k starts at 0": lambda n, off: path_lengths(n, off)[1:],
-    "that is left is missing": lambda n, off: path_lengths(n, off)[:-1],
-    "end there": lambda n, off: path_lengths(n, off) + [0] * off,
-    "you count the paths of": lambda n, off: path_lengths(off),
-    "offers one way": lambda n, off: [2**off * c for c in path_lengths(n, off)],
-    "these are shares": lambda n, off: [
-        c / 2 ** (n - off) for c in path_lengths(n, off)
-    ],
-    "you say [1, 1, 1, 1]. Each of the 3": lambda n, off: [1] * (n - off + 1),
-}
-
-
 def norm(values):
     return values.flatten(1).norm(dim=1)
 
@@ -128,11 +95,6 @@ EXERCISES = [
         checks.check_activation,
         ACTIVATIONS,
         [activation, lambda *a: activation(*a, lambda out: out.detach().double())],
-    ),
-    (
-        checks.check_path_lengths,
-        LENGTHS,
-        [path_lengths, by_convolution, by_scipy, lambda *a: tuple(path_lengths(*a))],
     ),
     (
         checks.check_branch_ratio,

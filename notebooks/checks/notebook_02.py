@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from checks.base import Hint, check, compare, near, shake, values
-from resnet_lib.basic_block import BasicBlock, PaddedIdentity
+from resnet_lib.basic_block import BasicBlock
 from resnet_lib.probes import block_parts
 from resnet_lib.resnet import get_model
 
@@ -47,78 +47,6 @@ def check_bottleneck(block_class: type[nn.Module]) -> str:
         f"A bottleneck. At 256 channels it has {sizes[0]:,} parameters, and a "
         f"BasicBlock {sizes[1]:,}."
     )
-
-
-@check
-def check_shortcut_a(shortcut: Callable[[Tensor, int, int], Tensor]) -> str:
-    """Judge the reader's function (x, out_channels, stride) for shortcut A."""
-    for channels, out_channels, stride, size in (
-        (4, 8, 2, (6, 8)),
-        (4, 8, 2, (7, 5)),
-        (4, 4, 1, (6, 6)),
-        (4, 7, 3, (7, 7)),
-    ):
-        x = torch.randn(2, channels, *size, dtype=torch.float64)
-        x.requires_grad_()
-        right = PaddedIdentity(channels, out_channels, stride)(x)
-        y = shortcut(x, out_channels, stride)
-        call = f"x of shape {tuple(x.shape)}, {out_channels} channels, stride {stride}"
-        if not isinstance(y, Tensor):
-            raise Hint(f"you return {type(y).__name__}, not a tensor: `return`?")
-        if y.ndim != 4 or y.shape[1] != right.shape[1]:
-            raise Hint(
-                f"for {call} the output is {tuple(y.shape)}: dimension 1 should hold "
-                f"{out_channels} channels. F.pad counts from the last dimension."
-            )
-        if y.shape != right.shape:
-            raise Hint(
-                f"for {call} the output is {tuple(y.shape)} instead of "
-                f"{tuple(right.shape)}: keep one in {stride} rows and columns, "
-                "starting with the first."
-            )
-        _look_at_shortcut_values(x, y, right, stride)
-    try:
-        shortcut(torch.empty(1, 2, 4, 4, device="meta"), 4, 2)
-    except RuntimeError:
-        raise Hint(
-            "the zeros are on the CPU even when x is on another device: use F.pad, or "
-            "x.new_zeros."
-        ) from None
-    return "Shortcut A: every pixel that it keeps is unchanged, and nothing is learned."
-
-
-def _look_at_shortcut_values(x: Tensor, y: Tensor, right: Tensor, stride: int) -> None:
-    old, new = y[:, : x.shape[1]], y[:, x.shape[1] :]
-    kept, (height, width) = right[:, : x.shape[1]], right.shape[2:]
-    empty = new.shape[1]
-    if y.dtype != x.dtype:
-        raise Hint(f"x is {x.dtype} and the output {y.dtype}: make the zeros like x.")
-    if torch.equal(y, right.roll(empty, 1)) and not torch.equal(y, right):
-        raise Hint("the zeros stand in front: put the new channels behind the old.")
-    if torch.equal(y, right.roll(empty // 2, 1)) and not torch.equal(y, right):
-        raise Hint("the zeros are split, front and back: put all of them last.")
-    if torch.equal(old, kept) and new.any():
-        raise Hint("the new channels hold values: they should be zero.")
-    compare(
-        old,
-        kept,
-        {
-            "you cut out the top left corner: pick pixels from the whole image.": x[
-                :, :, :height, :width
-            ],
-            "you start at the second pixel: the first row and column belong to it.": x[
-                :, :, 1::stride, 1::stride
-            ],
-            "you average neighbouring pixels: option A picks, it never "
-            "mixes.": F.avg_pool2d(x, stride, ceil_mode=True),
-            "you keep the largest of neighbouring pixels: option A keeps the "
-            "first.": F.max_pool2d(x, stride, ceil_mode=True),
-        },
-        "the shape is right, the values are not: try x[:, :, ::2, ::2].",
-        torch.equal,
-    )
-    if not y.requires_grad:
-        raise Hint("no gradient flows back to x: is there a detach or a no_grad?")
 
 
 def _judge_block(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from checks.base import Hint, check, compare, near, number, values
+from checks.base import Hint, check, compare, near, number
 
 
 @check
@@ -40,50 +40,6 @@ def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
         if answer != names[right]:
             raise Hint(f"shallow {shallow}, deep {deep}: {hint}")
     return "Right: the training error decides, the test error names the rest."
-
-
-@check
-def check_seed_summary(summarise: Callable[[list[float]], tuple]) -> str:
-    """Judge `summarise(errors)`: mean, sample standard deviation and number of runs."""
-    errors = [8.0, 9.5, 8.6, 7.9]
-    three = "return three numbers: `return mean, deviation, n`."
-    mean, deviation, n = values(summarise(list(errors)), three, (3,)).tolist()
-    if n != 4:
-        raise Hint(f"four runs were given, and n is {n:g}.")
-    same = functools.partial(near, rtol=1e-5, atol=0)  # as near as float32 comes
-    centre = sum(errors) / 4
-    compare(
-        mean,
-        centre,
-        {
-            "the first number is the best run: report the mean.": min(errors),
-            "the first number is the median: report the mean.": 8.3,
-        },
-        f"the mean of {errors} is not {mean:.3g}.",
-        same,
-    )
-    variance = sum((error - centre) ** 2 for error in errors) / 3
-    right = math.sqrt(variance)
-    compare(
-        deviation,
-        right,
-        {
-            "the second number is the variance: take its square root.": variance,
-            "divide by n − 1, not by n: the runs are a sample.": right * 0.75**0.5,
-            "that is the standard error of the mean: leave √n out.": right / 2,
-            "the second number is the range of the runs.": max(errors) - min(errors),
-        },
-        f"the standard deviation of {errors} is not {deviation:.3g}.",
-        same,
-    )
-    try:
-        answer = summarise([8.0])
-    except (ArithmeticError, ValueError) as error:
-        raise Hint(f"one run ends in {type(error).__name__}: return nan.") from error
-    single = values(answer, three, (3,)).tolist()[1]
-    if not math.isnan(single):
-        raise Hint(f"one run has no deviation: return nan, not {single}.")
-    return "Right: a mean, its spread, and how many runs they come from."
 
 
 @check

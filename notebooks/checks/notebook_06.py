@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import math
 from collections.abc import Callable
 
 import torch
@@ -78,51 +77,6 @@ def _look_at_activation(answer, model: nn.Module, layer: nn.Module, x: Tensor) -
         else shape,
         _close,
     )
-
-
-@check
-def check_path_lengths(path_lengths: Callable[[int, int], list[int]]) -> str:
-    """Judge `path_lengths(blocks, off)`: how many paths have 0, 1, 2, … branches."""
-
-    def paths(blocks: int) -> list[int]:
-        return [math.comb(blocks, k) for k in range(blocks + 1)]
-
-    for blocks, off in ((5, 2), (9, 0), (4, 4), (54, 10)):
-        left, right = blocks - off, paths(blocks - off)
-        what = f"for {blocks} blocks, {off} of them off,"
-        a_list = f"{what} return a list with one count for each length."
-        found = values(path_lengths(blocks, off), a_list)
-        if found.ndim != 1:
-            raise Hint(a_list)
-        shares = len(found) == len(right) > 1 and near(found.sum(), 1)
-        compare(
-            found,
-            right,
-            {
-                f"{what} you count the blocks that are off: a path cannot go through "
-                "their branches.": paths(blocks),
-                f"{what} the path around every branch is missing: k starts at "
-                "0.": right[1:],
-                f"{what} the path through every branch that is left is missing.": right[
-                    :-1
-                ],
-                f"{what} no path has more than {left} branches: end there.": right
-                + [0] * off,
-                f"{what} you count the paths of the blocks that are off.": paths(off),
-                f"{what} a block that is off offers one way, its shortcut, and not "
-                "two.": [2**off * count for count in right],
-            },
-            f"{what} these are shares: counts are wanted."
-            if shares
-            else f"{what} you say {_whole(found)}. Each of the {left} blocks offers "
-            "two ways: in how many paths is the branch taken k times?",
-            functools.partial(near, rtol=1e-9),
-        )
-    return "Right: binomial coefficients of the blocks that are left."
-
-
-def _whole(found: Tensor) -> str:
-    return str([f"{count:.10g}" for count in found.tolist()]).replace("'", "")[:60]
 
 
 @check

@@ -1,4 +1,4 @@
-"""Answers to notebook 08's exercises: every wrong one has a message of its own."""
+"""Answers to appendix A2's exercises: every wrong one has a message of its own."""
 
 import dataclasses
 

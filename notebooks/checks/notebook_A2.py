@@ -1,4 +1,4 @@
-"""Checks of notebook 08, outgrowing one machine."""
+"""Checks of appendix A2, outgrowing one machine."""
 
 import dataclasses
 from collections.abc import Callable
