@@ -1,7 +1,7 @@
 """Commands of ours in processes that are forked, libraries loaded.
 
-An interpreter that is started anew imports PyTorch for seconds. One server of forks does
-so once for a whole session; what it forks has done nothing else yet.
+An interpreter that is started anew imports PyTorch for seconds. One server of forks
+does so once for a whole session; what it forks has done nothing else yet.
 """
 
 import importlib

@@ -69,11 +69,8 @@ def test_cifar10_when_at_hand():
 @pytest.fixture
 def archive(monkeypatch):
     """A small archive in CIFAR-10's layout, taken for the real one."""
-    return planted(
-        monkeypatch,
-        "CIFAR10",
-        {"data_batch_1": b"train" * 200_000, "batches.meta": b"meta"},
-    )
+    files = {"data_batch_1": b"train" * 200_000, "batches.meta": b"meta"}
+    return planted(monkeypatch, "CIFAR10", files)
 
 
 def planted(monkeypatch, name, files):
@@ -138,8 +135,9 @@ def test_download_verifies_and_leaves_only_the_set(tmp_path, server):
     assert download_cifar10(tmp_path / "new", "http://127.0.0.1:9/") == folder
 
 
-def test_broken_download_is_never_taken_for_whole_and_goes_on(tmp_path, server):
-    server.cut = 400_000
+@pytest.mark.parametrize("ranges", [True, False])
+def test_broken_download_is_never_taken_for_whole_and_goes_on(tmp_path, server, ranges):
+    server.cut, server.ranges = 400_000, ranges
     with pytest.raises(OSError, match="Run again to go on"):
         download_cifar10(tmp_path, server.url)
     assert find_cifar10(tmp_path) is None
@@ -147,14 +145,6 @@ def test_broken_download_is_never_taken_for_whole_and_goes_on(tmp_path, server):
     download_cifar10(tmp_path, server.url)
     assert server.asked == [None, "bytes=400000-"]
     assert find_cifar10(tmp_path)
-
-
-def test_server_without_ranges_starts_over(tmp_path, server):
-    server.cut, server.ranges = 400_000, False
-    with pytest.raises(OSError):
-        download_cifar10(tmp_path, server.url)
-    server.cut = None
-    assert download_cifar10(tmp_path, server.url)
 
 
 def test_part_that_is_whole_already(tmp_path, server, archive):
@@ -182,16 +172,11 @@ def test_archive_on_disk_by_file_url(tmp_path, archive):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
 def test_damaged_file_is_named_with_the_remedy(tmp_path, server, damage):
-    folder = download_cifar10(tmp_path, server.url)
-    file = folder / "data_batch_1"
-    content = bytearray(file.read_bytes())
-    if damage == "truncate":
-        file.write_bytes(content[:1000])
-    elif damage == "flip":
-        content[500] ^= 1
-        file.write_bytes(content)
-    else:
-        file.unlink()
+    file = download_cifar10(tmp_path, server.url) / "data_batch_1"
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "delete":
+        file.write_bytes(content[:1000] + b"?" * (damage == "flip") + content[1001:])
     with pytest.raises(RuntimeError, match=r"data_batch_1.*Delete the folder"):
         load_data(tmp_path)
 
@@ -212,45 +197,25 @@ def rows(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
 
 
-@pytest.fixture
-def hundred(monkeypatch):
-    """A small CIFAR-100: six training and three test images, written as it is."""
+def test_cifar100_is_downloaded_checked_and_read(tmp_path, monkeypatch):
+    def part(count, seed, labels):
+        return {"data": rows(count, seed), "fine_labels": labels, "coarse_labels": [0]}
+
     names = [f"fine {number}" for number in range(100)]
-    content = {
-        "train": {
-            "data": rows(6),
-            "fine_labels": [0, 99, 5, 5, 7, 3],
-            "coarse_labels": [0] * 6,
-        },
-        "test": {
-            "data": rows(3, 1),
-            "fine_labels": [1, 2, 99],
-            "coarse_labels": [0] * 3,
-        },
-        "meta": {"fine_label_names": names, "coarse_label_names": ["all"]},
-    }
-    files = {name: pickle.dumps(value) for name, value in content.items()}
-    return planted(monkeypatch, "CIFAR100", files)
-
-
-def test_cifar100_is_downloaded_checked_and_read(tmp_path, hundred, monkeypatch):
-    (tmp_path / "here.tar.gz").write_bytes(hundred)
-    uri = (tmp_path / "here.tar.gz").as_uri()
-    monkeypatch.setenv("RESNET_LIB_CIFAR100_URL", uri)
+    files = {"train": part(3, 0, [0, 99, 5]), "test": part(3, 1, [1, 2, 99])}
+    files["meta"] = {"fine_label_names": names, "coarse_label_names": ["all"]}
+    files = {name: pickle.dumps(value) for name, value in files.items()}
+    archive = tmp_path / "here.tar.gz"
+    archive.write_bytes(planted(monkeypatch, "CIFAR100", files))
+    monkeypatch.setenv("RESNET_LIB_CIFAR100_URL", archive.as_uri())
     root = tmp_path / "root"
-    with pytest.raises(
-        FileNotFoundError, match=r"No CIFAR-100 in .* cifar100`"
-    ) as caught:
+    missing = r"No CIFAR-100 in .*cifar-100-python.* cifar100`"
+    with pytest.raises(FileNotFoundError, match=missing):
         load_cifar100(root)
-    assert "cifar-100-python" in str(caught.value)
     data = load_cifar100(root, download=True)
-    assert (data.name, len(data.classes), data.note) == (
-        "cifar100",
-        100,
-        "Data: CIFAR-100.",
-    )
-    assert data.train.labels.tolist() == [0, 99, 5, 5, 7, 3]
-    assert data.classes[99] == "fine 99"
+    assert (data.name, data.note) == ("cifar100", "Data: CIFAR-100.")
+    assert len(data.classes) == 100 and data.classes[99] == "fine 99"
+    assert data.train.labels.tolist() == [0, 99, 5]
     expected = torch.from_numpy(rows(3, 1)).view(3, 3, 32, 32)
     assert torch.equal(data.test.images, expected)
     model = get_model("resnet8", classes=100)
@@ -262,9 +227,7 @@ def test_cifar100_is_downloaded_checked_and_read(tmp_path, hundred, monkeypatch)
 
 def test_the_real_cifar100_is_known_by_its_sums():
     source = cifar10.CIFAR100
-    assert (
-        source.title == "CIFAR-100" and source.md5 == "eb9058c3a382ffc7106e4002c42a8d85"
-    )
+    assert (source.title, source.md5[:8]) == ("CIFAR-100", "eb9058c3")
     assert set(source.files) == {"train", "test", "meta"}
     assert source.variable == "RESNET_LIB_CIFAR100_URL"
 
@@ -285,13 +248,10 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ("~/pictures", "pictures"),
-        ("~", ""),
-        ("~/with a space", "with a space"),
+        *(("~", ""), ("~/with a space", "with a space"), ("~/a$HOME", "a$HOME")),
         ("~/cifar-10-batches-py", ""),
         ("~/with a space/cifar-10-batches-py/", "with a space"),
         ("~/deep/cifar-100-python", "deep"),
-        ("~/a$HOME", "a$HOME"),
     ],
 )
 def test_a_data_folder_as_people_write_it(home, monkeypatch, written, meant):
@@ -307,10 +267,7 @@ def test_a_folder_of_that_name_that_holds_the_set(home):
     assert data_root("~/cifar-10-batches-py") == home / "cifar-10-batches-py"
 
 
-@pytest.mark.parametrize(
-    "root",
-    ["~/x", "~/with a space", "~/cifar-10-batches-py", "~/y/cifar-10-batches-py"],
-)
+@pytest.mark.parametrize("root", ["~/with a space", "~/cifar-10-batches-py"])
 def test_a_download_goes_where_it_was_told(home, archive, tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.tar.gz").write_bytes(archive)
@@ -321,7 +278,7 @@ def test_a_download_goes_where_it_was_told(home, archive, tmp_path, monkeypatch,
     assert find_cifar10() == folder == find_cifar10(folder) == find_cifar10(root)
 
 
-@pytest.mark.parametrize("inside", ["", "/deeper", "/deeper/still"])
+@pytest.mark.parametrize("inside", ["", "/deeper/still"])
 def test_a_file_is_no_data_folder(home, monkeypatch, inside):
     file = home / "cifar-10-python.tar.gz"
     file.write_bytes(b"")
@@ -370,21 +327,17 @@ def test_grey_values_of_any_depth(bits, kind):
     assert torch.equal(picture, RAMP)
 
 
-def test_mid_grey_of_16_bits_is_mid_grey():
-    values = np.full((8, 8), 32_768, np.uint16)
-    values[0, 0] = 65_535
-    picture = read_picture(saved(Image.fromarray(values)), size=8)
-    assert picture[:, 1:].float().mean() == 128
+BLACK = torch.zeros(3, 16, 16, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16), RAMP),
-        (np.arange(256, dtype=np.float32).reshape(16, 16), RAMP),
+        (ramp(8).astype(np.float32) / 255, RAMP),
+        (ramp(8).astype(np.float32), RAMP),
         (ramp(16).astype(np.int32), RAMP),
         (ramp(16).astype(np.int32) * 1_000, RAMP),
-        (np.zeros((16, 16), np.int32), torch.zeros(3, 16, 16, dtype=torch.uint8)),
+        (np.zeros((16, 16), np.int32), BLACK),
     ],
     ids=["fractions", "floats", "int32", "large", "black"],
 )
@@ -406,16 +359,8 @@ RED_BLUE[0, :, :4], RED_BLUE[2, :, 4:] = 255, 255
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
-        ("RGB", "PNG"),
-        ("P", "PNG"),
-        ("P", "GIF"),
-        ("RGBA", "PNG"),
-        ("CMYK", "TIFF"),
-        ("CMYK", "JPEG"),
-        ("YCbCr", "JPEG"),
-        ("RGB", "WEBP"),
-        ("RGB", "BMP"),
-        ("RGB", "PPM"),
+        *(("RGB", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP")),
+        *(("CMYK", "TIFF"), ("CMYK", "JPEG"), ("YCbCr", "JPEG"), ("RGB", "BMP")),
     ],
 )
 def test_colours_of_any_kind(mode, kind):
@@ -465,9 +410,6 @@ def with_chunk(kind, content, crc=None):
 
 EXTRAS = {
     "a long zTXt": with_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(70 << 20))),
-    "a long iTXt": with_chunk(
-        b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"x" * (2 << 20))
-    ),
     "a broken zTXt": with_chunk(b"zTXt", b"k\0\0nothing"),
     "a broken eXIf": with_chunk(b"eXIf", b"Exif\0\0II*\0\xff\xff"),
     "an empty eXIf": with_chunk(b"eXIf", b""),
@@ -499,16 +441,13 @@ NOISE = Image.fromarray(rows(64).reshape(256, 256, 3))
     ("content", "words"),
     [
         (b"", "it is none of PNG, JPEG"),
-        (b"GIF89a", "it cannot be decoded|it is none of"),
         (b"%PDF-1.7 ...", "it is none of"),
-        (b"\x89PNG\r\n\x1a\n", "it is none of|cannot be decoded"),
+        (b"GIF89a", "it cannot be decoded|it is none of"),
         (saved(NOISE)[:-300], "it cannot be decoded"),
         (saved(NOISE, "JPEG")[:-300], "it cannot be decoded"),
-        (Path("/nowhere/x.png"), "it cannot be opened"),
         ("~/nowhere/x.png", "it cannot be opened"),
         (Path("/"), "it cannot be opened"),
         ("\0", "it cannot be opened"),
-        (None, r"it cannot be opened \(None is no path"),
         ([1, 2], r"it cannot be opened \(\[1, 2\] is no path"),
     ],
     ids=lambda value: None,
@@ -597,13 +536,15 @@ def test_class_folders_are_split_and_the_split_is_said(home, capsys):
 
 @pytest.mark.parametrize("name", ["test", "val"])
 def test_a_given_test_set_is_taken(tmp_path, capsys, name):
-    fill(tmp_path / "x" / "train", {"a": 3, "b": 4, "c": 5})
-    fill(tmp_path / "x" / name, {"a": 1, "c": 2})
-    data = load_folder(tmp_path / "x", size=8)
-    assert (len(data.train), len(data.test)) == (12, 3)
-    assert data.test.labels.tolist() == [0, 2, 2]
+    fill(tmp_path / "train", {"a": 3, "b": 4, "c": 5})
+    fill(tmp_path / name, {"a": 1, "c": 2})
+    data = load_folder(tmp_path, size=8)
+    assert (len(data.train), data.test.labels.tolist()) == (12, [0, 2, 2])
     assert data.train.images.shape[2:] == (8, 8)
     assert f"RGB; {name} is the test set.\n" in capsys.readouterr().out
+    fill(tmp_path / name, {"z": 2})
+    with pytest.raises(ValueError, match="classes without training pictures: z"):
+        load_folder(tmp_path)
 
 
 def test_train_without_test_and_classes_called_so(tmp_path, capsys):
@@ -685,13 +626,6 @@ def test_folders_that_cannot_be_used(tmp_path):
     told(r"4 pictures of .*x cannot be read.*p\.png: it is none of.*; …")
     with pytest.raises(ValueError, match="is a file"):
         load_folder(tmp_path / "x" / "flat.png")
-
-
-def test_a_test_set_of_other_classes(tmp_path):
-    fill(tmp_path / "train", {"a": 3, "b": 4})
-    fill(tmp_path / "test", {"a": 1, "z": 2})
-    with pytest.raises(ValueError, match="classes without training pictures: z"):
-        load_folder(tmp_path)
 
 
 # --- the example ----------------------------------------------------------------------

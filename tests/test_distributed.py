@@ -1,13 +1,14 @@
-"""Real processes on two ranks, started by torchrun; this file is also what they run.
+"""Real processes on two ranks; this file is also what torchrun runs.
 
 One job does everything that leaves the ranks in good order and notes what each saw. A
-killed rank takes jobs of its own.
+killed rank takes jobs of its own, whose processes are forked and told their ranks.
 """
 
 import dataclasses
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from torch import nn
 
 from resnet_lib import Batches, Normalisation, fit, get_model
@@ -143,34 +145,29 @@ def job(folder):
 # --- starting jobs --------------------------------------------------------------------
 
 
-def start(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, *TORCHRUN, *map(str, command)]
-    return subprocess.Popen(command, env=environment, **streams)
-
-
-def end(process, seconds=180):
-    """Its exit code and what it printed; a job that hangs is a failure."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes
-        process.communicate(timeout=seconds)
-        raise
-    return process.returncode, out, err
-
-
 def training(folder, *options):
-    return start("-m", "resnet_lib.train", *ARGUMENTS, "--folder", folder, *options)
+    """The command on two ranks, which meet as those of torchrun do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "resnet_lib.train", *ARGUMENTS, "--run", folder]
+    return [
+        Forked([*command, *options], env=os.environ | shared | {"RANK": rank})
+        for rank in ("0", "1")
+    ]
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """The job's folder, and what each of the two ranks saw."""
     folder = tmp_path_factory.mktemp("job")
-    code, out, err = end(start(__file__, folder), 120)
-    assert code == 0, out + err  # an abort at the exit would show here
+    command = [sys.executable, *TORCHRUN, __file__, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=180
+    )
+    # An abort at the exit would show here.
+    assert job.returncode == 0, job.stdout + job.stderr
     paths = [folder / f"rank-{rank}.pt" for rank in (0, 1)]
     return folder, [torch.load(path, weights_only=True) for path in paths]
 
@@ -186,17 +183,16 @@ def test_shares_are_contiguous_and_whole(count, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_batch_that_does_not_divide_says_the_remedy():
-    assert Ranks(1, 2).batch_shard(128) == slice(64, 128)
-    with pytest.raises(ValueError, match=r"128 does not divide into 3.* 126 or 129"):
-        Ranks(0, 3).batch_shard(128)
-    with pytest.raises(ValueError, match="a batch size of 4, or start another number"):
-        Ranks(0, 4).batch_shard(2)
-    assert Ranks(0, 4).batch_shard(4) == slice(0, 1)  # the remedy
-    with pytest.raises(ValueError, match="a batch size of 8, or start another number"):
-        Ranks(0, 8).batch_shard(7)
-    with pytest.raises(ValueError, match="a batch size of 8 or 16, or start another"):
-        Ranks(0, 8).batch_shard(9)
+@pytest.mark.parametrize(
+    ("batch", "ranks", "remedy"),
+    [(128, 3, "126 or 129"), (2, 4, "4"), (7, 8, "8"), (9, 8, "8 or 16")],
+)
+def test_batch_that_does_not_divide_says_the_remedy(batch, ranks, remedy):
+    told = f"{batch} does not divide into {ranks} .* a batch size of {remedy}, or start"
+    with pytest.raises(ValueError, match=told):
+        Ranks(0, ranks).batch_shard(batch)
+    for size in map(int, remedy.split(" or ")):
+        assert Ranks(0, ranks).batch_shard(size) == slice(0, size // ranks)
 
 
 def test_one_process_is_alone(monkeypatch):
@@ -288,48 +284,38 @@ def test_error_of_one_rank_reaches_all(both):
 
 
 @ONLY_LINUX
-def test_refusal_ends_the_job_with_a_sentence(both, tmp_path):
+def test_refusal_ends_the_job_with_a_sentence(both):
     folder, _ = both
-    code, out, err = end(training(folder / "alone", "--seed", "1"))
-    assert code != 0 and "Finished" not in out
-    for rank in (0, 1):
-        assert f"resnet_lib.train (rank {rank}): " in err
-    assert "seed = 0, not 1. Choose another folder" in err
+    for rank, process in enumerate(training(folder / "alone", "--seed", "1")):
+        code, said = process.end()
+        assert code == 1 and "Finished" not in said
+        assert f"resnet_lib.train (rank {rank}): " in said
+        assert "seed = 0, not 1. Choose another folder" in said
 
 
 # --- a killed rank --------------------------------------------------------------------
 
 
-def process_of(rank, job):
-    """The process id of one rank of a job, from what torchrun gave it."""
-    tasks = Path(f"/proc/{job.pid}/task")
-    children = " ".join(path.read_text() for path in tasks.glob("*/children")).split()
-    for child in map(int, children):
-        told = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in told:
-            return child
-    raise AssertionError(f"no rank {rank} in {children}")
-
-
 @ONLY_LINUX
 def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path):
     folder = tmp_path / "run"
-    killed = training(folder)
+    first, second = training(folder)
     limit = time.monotonic() + 60
-    while not (folder / "checkpoint.pt").exists() and killed.poll() is None:
+    while not (folder / "checkpoint.pt").exists() and first.poll() is None:
         assert time.monotonic() < limit
         time.sleep(0.005)
-    os.kill(process_of(1, killed), signal.SIGKILL)
-    code, out, err = end(killed)
-    assert code != 0 and "Finished" not in out
-    assert "Another process of this training ended" in err
-    assert "The same command goes on from the last checkpoint" in err
+    second.send_signal(signal.SIGKILL)
+    code, said = first.end()
+    assert code == 1 and "Finished" not in said
+    assert "Another process of this training ended" in said
+    assert "The same command goes on from the last checkpoint" in said
 
     words = "begun with 2 processes, not 1.*Go on with 2 processes"
     with pytest.raises(ValueError, match=words):
         train(small_net(), folder)
-    code, out, err = end(training(folder))
-    assert code == 0 and "Finished" in out, err
+    first, second = training(folder)
+    assert first.end()[0] == second.end()[0] == 0
+    assert "Finished" in first.end()[1]
     assert same_run(folder, both[0] / "alone")
 
 

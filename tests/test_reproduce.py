@@ -9,6 +9,7 @@ import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def one_thread(monkeypatch):
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
     """The trainings that are started here are forked: the libraries are loaded."""
-    monkeypatch.setattr(subprocess, "Popen", Forked)
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=-2))
 
 
 @pytest.fixture
@@ -78,9 +79,6 @@ def train(run, folder, **changes):
     recipe = replace(run.recipe, **changes)
     fit(net, load_digits(), recipe, folder, progress=False)
     return net
-
-
-NEW = subprocess.Popen
 
 
 def start(path, places, *more, popen=Forked):
@@ -195,9 +193,10 @@ ONE_RUN += [
     ("model = 20", f"text in quotes, as in {RUN}", RUN),
     ('model = "resnet19"', "Try 14 or 20", RUN),
 ]
-SEED_7 = f"runs = [{{{RUN}, seed = 7}}, {{%s}}]"
+PLAN = f"runs = [{{{RUN}, seed = 7}}, {{%s}}]"
 FAULTS += [
-    (SEED_7 % bad, f"run 2, {words}", SEED_7 % good) for bad, words, good in ONE_RUN
+    (PLAN % bad, f"run 2, {words}", PLAN % good.removesuffix(", "))
+    for bad, words, good in ONE_RUN
 ]
 
 
@@ -240,7 +239,7 @@ def test_a_killed_plan_goes_on_with_the_same_results(
 ):
     path, (first, second) = planned()
     options = ("--checkpoint-seconds", "0")
-    process = start(path, places, popen=NEW)
+    process = start(path, places, popen=subprocess.Popen)
     folder = places.work / first.name
     wait_for_lines(4, folder / "history.csv", process)
     process.kill()  # the training process is orphaned, and holds the folder …
@@ -305,7 +304,7 @@ def test_snapshots_bring_their_weights_along(planned, places):
 def test_finished_runs_are_never_repeated(planned, places, monkeypatch):
     _, (_, run) = planned()
     train(run, places.records / run.name)
-    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(module, "subprocess", None)
     assert reproduce([run], places) == []
 
 
