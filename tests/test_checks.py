@@ -126,6 +126,9 @@ def test_an_error_says_whose_it_is(says):
 
     verdict, line = says(checks.check_stack_jacobian, mine)
     assert not verdict and line.startswith("✗ Your code stopped with RuntimeError: ")
+    for library in (sum, int, nn.Identity(), nn.Conv2d):  # without a line of mine
+        _, line = says(checks.check_activation, library)
+        assert line.startswith("✗ Your code stopped with TypeError: ")
     judge = {}
     code = compile("def judge(answer): answer(); return 1 / 0", base.__file__, "exec")
     exec(code, judge)

@@ -209,7 +209,7 @@ def test_cifar100_is_downloaded_checked_and_read(tmp_path, monkeypatch):
     archive.write_bytes(planted(monkeypatch, "CIFAR100", files))
     monkeypatch.setenv("RESNET_LIB_CIFAR100_URL", archive.as_uri())
     root = tmp_path / "root"
-    missing = r"No CIFAR-100 in .*cifar-100-python.* cifar100`"
+    missing = r"No CIFAR-100 in .* cifar100`.* cifar-100-python"
     with pytest.raises(FileNotFoundError, match=missing):
         load_cifar100(root)
     data = load_cifar100(root, download=True)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,9 @@ def d(count, seed=0, name="random", classes="abcdefghij"):
 R = dataclasses.replace(
     PAPER.scaled(12), validation=0, batch_size=8, log_every=5, eval_every=12
 )
+
+
+SHORT = dataclasses.replace(R.scaled(2), eval_every=2)
 
 
 def small_net(**options):
@@ -203,7 +207,7 @@ def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path):
         data = d(24)
         if name == "a hundred classes":
             data = dataclasses.replace(data, classes=tuple(map(str, range(100))))
-        train(data, tmp_path / name, net)
+        train(data, tmp_path / name, net, SHORT)
         run = load_run(name, tmp_path)
         if not rebuilt:
             with pytest.raises(
@@ -222,12 +226,17 @@ def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path):
         longest_study(runs)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(d(24), folder)
+    return folder
+
+
 @pytest.fixture
-def two_runs(tmp_path):
-    """A folder with two finished runs; something will befall the second."""
-    train(d(24), tmp_path / "good")
-    shutil.copytree(tmp_path / "good", tmp_path / "bad")
-    return tmp_path
+def run(finished, tmp_path):
+    """The folder of a finished run, beside nothing else."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def row_in_front(row):
@@ -269,54 +278,48 @@ DAMAGES = {  # what befalls the text of a file
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_one_damaged_record_breaks_nothing_else(two_runs, name):
+def test_one_damaged_record_breaks_nothing_else(run, tmp_path, name):
+    shutil.copytree(run, tmp_path / "good")
     file, damage = DAMAGES[name]
-    path = two_runs / "bad" / file
-    whole = path.read_text()
-    path.write_text(damage(whole))
-    runs = recorded_runs(two_runs)
+    whole = (run / file).read_text()
+    (run / file).write_text(damage(whole))
+    runs = recorded_runs(tmp_path)
     assert runs.keys() == set(histories(runs)["run"]) == {"good"}
     told = rf"{file} is damaged .*Restore it, or|There are: good"
     with pytest.raises((RuntimeError, KeyError), match=told):
-        load_run("bad", two_runs)
-    path.write_text(whole)  # the remedy
-    bad = load_run("bad", two_runs)
-    assert bad.model() and bad.final["iteration"] == R.iterations
+        load_run("run", tmp_path)
+    (run / file).write_text(whole)  # the remedy
+    again = load_run("run", tmp_path)
+    assert again.model() and again.final["iteration"] == R.iterations
 
 
-def test_weights_of_another_network_are_named(tmp_path):
-    train(d(24), tmp_path / "run")
-    path = tmp_path / "run" / "weights.pt"
-    whole = path.read_bytes()
+def test_weights_of_another_network_are_named(run, tmp_path):
+    whole = (run / "weights.pt").read_bytes()
     for weights in ({}, small_net(classes=7).state_dict(), {"a": torch.ones(1)}):
-        torch.save(weights, path)
+        torch.save(weights, run / "weights.pt")
         with pytest.raises(RuntimeError, match=r"does not hold the weights of .*anew"):
             load_run("run", tmp_path).model()
-    path.write_bytes(whole)
-    assert load_run("run", tmp_path).model()
+    (run / "weights.pt").write_bytes(whole)
+    assert load_run("run", str(tmp_path)).model()
 
 
 @pytest.mark.parametrize("name", [3, None, 2.5, "nothing", "\0"])
-def test_a_run_that_is_not_there(tmp_path, name):
-    train(d(24), tmp_path / "run")
+def test_a_run_that_is_not_there(run, tmp_path, name):
     with pytest.raises(KeyError, match=r"No recorded run .*There are: run\."):
         load_run(name, tmp_path)
-    assert load_run("run", str(tmp_path))
 
 
-def test_finished_means_one_thing(tmp_path):
+def test_finished_means_one_thing(run):
     """Its last row, which is written after the weights."""
-    train(d(24), tmp_path)
-    history = tmp_path / "history.csv"
-    text = history.read_text()
-    assert Run(tmp_path).finished
-    history.write_text(text.rstrip("\n"))  # a kill in the middle of the last row
-    assert not Run(tmp_path).finished
-    assert train(d(24), tmp_path).finished and Run(tmp_path).finished
-    (tmp_path / "weights.pt").unlink()  # a record that keeps its history alone
-    assert Run(tmp_path).finished
+    history = run / "history.csv"
+    assert Run(run).finished
+    history.write_text(history.read_text().rstrip("\n"))  # killed in the last row
+    assert not Run(run).finished
+    assert train(d(24), run).finished and Run(run).finished
+    (run / "weights.pt").unlink()  # a record that keeps its history alone
+    assert Run(run).finished
     with pytest.raises(RuntimeError, match=r"keeps no weights.*Choose another folder"):
-        train(d(24), tmp_path)
+        train(d(24), run)
 
 
 def test_what_is_no_state_dict_is_not_called_damaged(tmp_path):

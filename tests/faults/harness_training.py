@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
-import http.server
 import io
 import itertools
 import math
@@ -30,9 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -43,7 +40,7 @@ import pytest
 import sklearn.datasets  # noqa: F401  loaded here, and so in every fork
 import torch
 
-from resnet_lib import checkpoints, cifar10, datasets, train
+from resnet_lib import checkpoints, datasets, train
 from resnet_lib.runs import load_weights, read_history
 
 FULL = 30
@@ -630,49 +627,6 @@ def test_second_process_is_kept_out(tmp_path, alone):
     first.signal(signal.SIGKILL)
     assert first.end().code == -signal.SIGKILL
     ends_like(folder, alone)  # the dead process left no lock behind
-
-
-# --- the archive ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def evil_archive(tmp_path) -> Iterator[tuple[str, str]]:
-    """Two addresses of an archive whose members lie outside of it."""
-    shelf = tmp_path / "shelf"
-    shelf.mkdir()
-    with tarfile.open(shelf / "evil.tar.gz", "w:gz") as tar:
-        for name in ("../evil", "../../evil", f"{tmp_path}/evil", "data_batch_1"):
-            member = tarfile.TarInfo(f"{cifar10.CIFAR10.folder}/../{name}")
-            member.size = 4
-            tar.addfile(member, io.BytesIO(b"evil"))
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=shelf)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/evil.tar.gz"
-    yield address, (shelf / "evil.tar.gz").as_uri()
-    server.shutdown()
-    server.server_close()
-
-
-def test_archive_with_members_outside_is_refused(tmp_path, evil_archive, monkeypatch):
-    root = tmp_path / "root"
-    monkeypatch.setenv("RESNET_LIB_DATA", str(root))
-    for url in evil_archive:
-        monkeypatch.setenv("RESNET_LIB_CIFAR10_URL", url)
-        result = Sitting(tmp_path / "run", "--data", "cifar10").end()
-        bar = "CIFAR-10:"
-        result.err = "\n".join(x for x in result.complaints if not x.startswith(bar))
-        refused(result, url, "is not the CIFAR-10 archive")
-        assert not list(root.iterdir())
-        assert {path.name for path in tmp_path.iterdir()} == {"shelf", "root"}
-        assert not (tmp_path.parent / "evil").exists()
 
 
 # --- the loss -------------------------------------------------------------------------
