@@ -123,6 +123,14 @@ def _bare(answer: object) -> object:
     return float(answer) if is_other else answer  # a Fraction, say
 
 
+def row(answer: object, hint: str) -> Tensor:
+    """The numbers (n,) of an answer that lists them; anything else earns the hint."""
+    found = values(answer, hint)
+    if found.ndim != 1:
+        raise Hint(_filled(hint, type(answer).__name__))
+    return found
+
+
 def number(answer: object, hint: str) -> float:
     """The one number that an answer is; anything else earns the hint."""
     found = values(answer, hint)
