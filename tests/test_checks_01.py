@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 01 and appendix A1: every wrong one has a message of its own."""
+"""Answers to the exercises of 01 and A1: every wrong one has a message of its own."""
 
 import copy
 import functools
