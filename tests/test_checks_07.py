@@ -117,13 +117,17 @@ REPORTS = {
 # --- the exercises --------------------------------------------------------------------
 
 
+def says_of(beds):
+    return lambda: beds
+
+
 WRONG_BEDS = {
-    "a dict from the": [BEDS["A"], {"A": BEDS["A"]}],
-    "no patient of this ward": BEDS | {"A": "flu"},
-    "is not healthy": BEDS | {"A": "healthy"},
-    "has nothing": BEDS | {"B": "no_decay"},
-    "no bed is right": dict.fromkeys(BEDS, "best_epoch"),
-    "1 of 4": BEDS | {"A": "cropped_test"},
+    "a dict from the": [says_of(BEDS["A"]), says_of({"A": BEDS["A"]})],
+    "no patient of this ward": says_of(BEDS | {"A": "flu"}),
+    "is not healthy": says_of(BEDS | {"A": "healthy"}),
+    "has nothing": says_of(BEDS | {"B": "no_decay"}),
+    "no bed is right": says_of(dict.fromkeys(BEDS, "best_epoch")),
+    "1 of 4": says_of(BEDS | {"A": "cropped_test"}),
 }
 TABLES = [
     (checks.check_beds, WRONG_BEDS),
@@ -140,7 +144,7 @@ def test_wrong_answers_are_told_apart(told_apart, judge, table):
 @pytest.mark.parametrize(
     ("judge", "answer"),
     [
-        (checks.check_beds, BEDS),
+        (checks.check_beds, says_of(BEDS)),
         (checks.check_repaired_rates, rates),
         (checks.check_repaired_report, lambda h: h[-1]["test_error"]),
         (checks.check_repaired_report, lambda h: test_where(h, "validation_error")),

@@ -11,24 +11,25 @@ from resnet_lib.recipe import Recipe, learning_rate_at
 
 
 @check
-def check_beds(diagnosis: dict[str, str]) -> str:
-    """`diagnosis` names the fault of each of `patients.beds(data)`, or "healthy"."""
-    if not isinstance(diagnosis, dict) or set(diagnosis) != set(BEDS):
+def check_beds(diagnosis: Callable[[], dict[str, str]]) -> str:
+    """`diagnosis()` names the fault of each of `patients.beds(data)`, or "healthy"."""
+    named = diagnosis()
+    if not isinstance(named, dict) or set(named) != set(BEDS):
         raise Hint(
             f"name the fault of each of the beds {', '.join(BEDS)}: a dict from the "
             "bed to the name."
         )
     known = [*PATIENTS, "healthy"]
-    for bed, name in diagnosis.items():
+    for bed, name in named.items():
         if name not in known:
             raise Hint(
                 f"{name!r} in bed {bed} is no patient of this ward: see "
                 "list(patients.PATIENTS), or say 'healthy'."
             )
-    wrong = [bed for bed, name in diagnosis.items() if name != BEDS[bed]]
+    wrong = [bed for bed, name in named.items() if name != BEDS[bed]]
     if len(wrong) == len(BEDS):
         raise Hint("no bed is right yet: compare each number with a healthy case's.")
-    missed = [bed for bed in wrong if diagnosis[bed] == "healthy"]
+    missed = [bed for bed in wrong if named[bed] == "healthy"]
     if missed:
         raise Hint(
             f"bed {missed[0]} is not healthy: go through the measurements again, the "
@@ -40,7 +41,7 @@ def check_beds(diagnosis: dict[str, str]) -> str:
         bed = wrong[0]
         raise Hint(
             f"{len(wrong)} of {len(BEDS)} are not right yet. In bed {bed} measure what "
-            f"{diagnosis[bed]} would change: is it changed?"
+            f"{named[bed]} would change: is it changed?"
         )
     return "All beds named, and the healthy one sent home."
 
