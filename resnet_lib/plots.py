@@ -146,17 +146,14 @@ def image_grid(
 
 
 def training_curves(
-    history: Sequence[dict] | pd.DataFrame,
-    axes: Sequence[Axes] | None = None,
-    milestones: Sequence[int] = (),
+    history: Sequence[dict] | pd.DataFrame, milestones: Sequence[int] = ()
 ) -> Sequence[Axes]:
     """Loss and error of one run against iterations, training and test.
 
     `history` has the columns of `runs.COLUMNS`; a dotted line marks each milestone.
     """
     history = pd.DataFrame(history)
-    if axes is None:
-        axes = plt.subplots(1, 2, figsize=(10, 3.5))[1]
+    axes = plt.subplots(1, 2, figsize=(10, 3.5))[1]
     for ax, what in zip(axes, ("loss", "error"), strict=True):
         for part, style in (("train", "-"), ("test", "--")):
             curve = history[["iteration", f"{part}_{what}"]].dropna()
@@ -170,22 +167,18 @@ def training_curves(
     return axes
 
 
-def plain_vs_residual(
-    histories: pd.DataFrame, axes: Sequence[Axes] | None = None
-) -> Sequence[Axes]:
+def plain_vs_residual(histories: pd.DataFrame) -> Sequence[Axes]:
     """Error against iterations, plain nets left and residual nets right, as in Fig. 6.
 
     `histories` is a table of `runs.histories`. Training error dashed, test error solid,
     deeper nets in stronger colours. Where a depth has several seeds the line is their
     mean, and a band reaches from the lowest to the highest.
     """
-    if axes is None:
-        axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)[1]
+    axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)[1]
     shown = histories[histories["part"] != "validation"]
-    for ax, net, colour in zip(
-        axes, ("plain", "residual"), (PLAIN, RESIDUAL), strict=True
-    ):
-        depths = sorted(shown["layers"].unique())
+    depths = sorted(shown["layers"].unique())
+    nets = {"plain": PLAIN, "residual": RESIDUAL}
+    for ax, (net, colour) in zip(axes, nets.items(), strict=True):
         colours = sns.light_palette(colour, len(depths) + 1)[1:]
         sns.lineplot(
             shown[shown["net"] == net],
@@ -248,16 +241,10 @@ def confusion_matrix(
     white."""
     ax = ax or plt.subplots(figsize=(6.5, 5.5))[1]
     counts = confusion.cpu().numpy()
+    mistakes = pd.DataFrame(counts, classes, classes)
     hits = np.eye(len(counts), dtype=bool)
-    options = {
-        "annot": True,
-        "fmt": "d",
-        "cbar": False,
-        "ax": ax,
-        "annot_kws": {"size": 9},
-    }
-    names = {"xticklabels": classes, "yticklabels": classes}
-    sns.heatmap(counts, mask=hits, cmap="rocket_r", **options, **names)
+    words = {"annot": True, "fmt": "d", "annot_kws": {"size": 9}}
+    sns.heatmap(mistakes, mask=hits, cmap="rocket_r", cbar=False, ax=ax, **words)
     for index, count in enumerate(counts.diagonal()):
         ax.text(index + 0.5, index + 0.5, count, ha="center", va="center", size=9)
     ax.grid(False)
@@ -271,19 +258,16 @@ def confusion_matrix(
 _INK = "0.15"
 
 
-def network_map(
-    model: ResNet, ax: Axes | None = None, colour: str = RESIDUAL, side: int = 32
-) -> Axes:
+def network_map(model: ResNet, colour: str = RESIDUAL) -> Axes:
     """The network from left to right: stem, blocks, head, with the shape of each stage.
 
     Two bars are the two 3×3 convolutions of a block: as tall as their maps, as wide as
     their channels are many. A line over a residual block is its shortcut, dashed where
-    the shape changes, and "+" the addition. Shapes are measured on one image of `side`
-    pixels a side. Used in notebook 03; compare paper Fig. 3.
+    the shape changes, and "+" the addition. Shapes are measured on one image of 32×32.
+    Used in notebook 03; compare paper Fig. 3.
     """
-    ax = ax or plt.subplots(figsize=(10, 3.4))[1]
-    blocks = block_names(model)
-    colours = model.in_channels
+    ax = plt.subplots(figsize=(10, 3.4))[1]
+    blocks, colours, side = block_names(model), model.in_channels, 32
     image = next(model.parameters()).new_zeros(1, colours, side, side)
     with evaluating(model):
         outputs = activations(model, image, ["conv1", *blocks])
@@ -409,13 +393,12 @@ def flow(
 
 
 def _tiles(maps: np.ndarray, columns: int) -> np.ndarray:
-    """(K, h, w) or (K, h, w, 3) as one picture, with empty seams between the tiles."""
+    """(K, h, w) as one picture, with empty seams between the tiles."""
     rows = -(-len(maps) // columns)
-    height, width = maps.shape[1:3]
+    height, width = maps.shape[1:]
     seam = max(1, height // 12)
     size = (rows * (height + seam) - seam, columns * (width + seam) - seam)
-    empty = np.nan if maps.ndim == 3 else 1.0
-    picture = np.full((*size, *maps.shape[3:]), empty)
+    picture = np.full(size, np.nan)
     for number, tile in enumerate(maps):
         top = number // columns * (height + seam)
         left = number % columns * (width + seam)
@@ -423,45 +406,25 @@ def _tiles(maps: np.ndarray, columns: int) -> np.ndarray:
     return picture
 
 
-def _scale(
-    values: np.ndarray, limit: float | None = None, signed: bool | None = None
-) -> dict:
-    """Colours for activations: dark to bright from 0 up, blue to red around 0."""
-    limit = limit or float(np.abs(values).max()) or 1.0
-    if values.min() < 0 if signed is None else signed:
-        return {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    return {"cmap": "inferno", "vmin": 0, "vmax": limit}
-
-
 def feature_maps(
     maps: Tensor,
     ax: Axes | None = None,
     columns: int = 4,
-    chosen: int | None = None,
     limit: float | None = None,
     signed: bool | None = None,
 ) -> Axes:
-    """Maps (K, H, W) as tiles on one scale, `chosen` in a frame.
+    """Maps (K, H, W) as tiles on one scale.
 
     Dark is 0 and bright is `limit`, by default the largest value. Maps with negative
     values, or with `signed`: white is 0, red above and blue below.
     """
     ax = ax or plt.subplots(figsize=(4, 4))[1]
     values = maps.detach().cpu().numpy()
-    scale = _scale(values, limit, signed)
+    limit = limit or float(np.abs(values).max()) or 1.0
+    scale = {"cmap": "inferno", "vmin": 0, "vmax": limit}
+    if values.min() < 0 if signed is None else signed:
+        scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
     ax.imshow(_tiles(values, columns), interpolation="nearest", **scale)
-    if chosen is not None:
-        height, width = values.shape[1:]
-        seam = max(1, height // 12)
-        corner = (
-            chosen % columns * (width + seam) - 0.5 - seam / 2,
-            chosen // columns * (height + seam) - 0.5 - seam / 2,
-        )
-        frame = plt.Rectangle(
-            corner, width + seam, height + seam, fill=False, ec="#009E73", lw=2.5
-        )
-        frame.set_clip_on(False)
-        ax.add_patch(frame)
     ax.axis("off")
     return ax
 

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -40,9 +40,12 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def _hooked(hooks: Sequence[tuple[nn.Module, object]]) -> Iterator[None]:
-    """Attach (module, forward hook) pairs, and take them off whatever happens."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+def _hooked(
+    model: nn.Module, names: Sequence[str], note: Callable[..., None]
+) -> Iterator[None]:
+    """Call note(name, module, inputs, output) behind each of these layers inside."""
+    layers = {name: _find(model, name) for name in names}  # all known, or none hooked
+    handles = [m.register_forward_hook(partial(note, n)) for n, m in layers.items()]
     try:
         yield
     finally:
@@ -85,13 +88,10 @@ def activations(
     layers = [layers] if isinstance(layers, str) else list(layers)
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str):
-        def hook(module, inputs, output) -> None:
-            outputs[name] = output.detach().clone()  # an in-place ReLU may follow
+    def keep(name, module, inputs, output) -> None:
+        outputs[name] = output.detach().clone()  # an in-place ReLU may follow
 
-        return hook
-
-    with _hooked([(_find(model, name), keep(name)) for name in layers]):
+    with _hooked(model, layers, keep):
         model(images.to(_device(model, images)))
     for name in layers:
         if name not in outputs:
@@ -160,31 +160,22 @@ def layer_table(model: nn.Module, shape: tuple[int, ...] | None = None) -> pd.Da
     statistics are left as they were.
     """
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PaddedIdentity)
-    rows: dict[str, dict] = {}
+    columns = ("name", "kind", "output shape", "parameters", "multiply-adds")
+    rows: dict[str, tuple] = {}
 
-    def measure(name: str):
-        def hook(module, inputs, output) -> None:
-            row = rows.setdefault(
-                name,
-                {
-                    "name": name,
-                    "kind": type(module).__name__,
-                    "output shape": tuple(output.shape),
-                    "parameters": sum(p.numel() for p in module.parameters()),
-                    "multiply-adds": 0,
-                },
-            )
-            row["multiply-adds"] += _multiply_adds(module, output)
+    def measure(name, module, inputs, output) -> None:
+        parameters = sum(p.numel() for p in module.parameters())
+        counted = rows[name][-1] if name in rows else 0  # a layer may run twice
+        counted += _multiply_adds(module, output)
+        kind = type(module).__name__
+        rows[name] = (name, kind, tuple(output.shape), parameters, counted)
 
-        return hook
-
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds)]
+    layers = [name for name, m in model.named_modules() if isinstance(m, kinds)]
     shape = shape or (1, getattr(model, "in_channels", 3), 32, 32)
     like = next(model.parameters(), torch.empty(0))
     images = torch.zeros(shape, device=like.device, dtype=like.dtype)
-    with evaluating(model), _hooked([(m, measure(name)) for name, m in layers]):
+    with evaluating(model), _hooked(model, layers, measure):
         model(images)
-    columns = ["name", "kind", "output shape", "parameters", "multiply-adds"]
     return pd.DataFrame(list(rows.values()), columns=columns)
 
 
@@ -249,17 +240,14 @@ def block_parts(
     names = [names] if isinstance(names, str) else list(names)
     parts: dict[str, BlockParts] = {}
 
-    def keep(name: str):
-        def hook(block, inputs, output) -> None:
-            both = block.shortcut(*inputs), block.residual(*inputs)
-            parts[name] = BlockParts(*(part.to(images.device) for part in both))
-
-        return hook
+    def keep(name, block, inputs, output) -> None:
+        both = block.shortcut(*inputs), block.residual(*inputs)
+        parts[name] = BlockParts(*(part.to(images.device) for part in both))
 
     for name in names:
         if not isinstance(_find(model, name), BasicBlock):
             raise ValueError(f"{name!r} is no residual block: it has no F(x) to show.")
-    with evaluating(model), _hooked([(_find(model, n), keep(n)) for n in names]):
+    with evaluating(model), _hooked(model, names, keep):
         model(images.to(_device(model, images)))
     return {name: parts[name] for name in names}
 
@@ -298,8 +286,7 @@ def path_lengths(blocks: int) -> list[int]:
 
 @contextlib.contextmanager
 def lesion(
-    model: nn.Module,
-    scales: Mapping[str, float] | None = None,
+    model: nn.Module, scales: Mapping[str, float] | None = None
 ) -> Iterator[nn.Module]:
     """Weaken blocks inside the `with`; the model is whole again after it.
 
@@ -312,8 +299,10 @@ def lesion(
     Raises ValueError for an unknown block and for a scale outside 0 to 1.
     """
     scales = dict(scales or {})
-    blocks = {name: _find_block(model, name) for name in scales}
+    blocks = {name: _find(model, name) for name in scales}
     for name, scale in scales.items():
+        if not isinstance(blocks[name], BasicBlock | PlainBlock):
+            raise ValueError(f"{name!r} is no block: choose from {block_names(model)}.")
         if not 0 <= scale <= 1:
             raise ValueError(f"{name} is scaled by {scale}: give a number from 0 to 1.")
     before = {name: vars(block).get("forward") for name, block in blocks.items()}
@@ -329,13 +318,6 @@ def lesion(
                 block.forward = before[name]  # of the lesion around this one
 
 
-def _find_block(model: nn.Module, name: str) -> BasicBlock | PlainBlock:
-    block = _find(model, name)
-    if not isinstance(block, BasicBlock | PlainBlock):
-        raise ValueError(f"{name!r} is no block: choose from {block_names(model)}.")
-    return block
-
-
 def _weakened(block: BasicBlock | PlainBlock, scale: float, x: Tensor) -> Tensor:
     if isinstance(block, BasicBlock):
         around = block.shortcut(x)
@@ -343,16 +325,10 @@ def _weakened(block: BasicBlock | PlainBlock, scale: float, x: Tensor) -> Tensor
     if scale == 1:
         return PlainBlock.forward(block, x)
     conv = block.conv1
-    skip = PaddedIdentity(conv.in_channels, conv.out_channels, conv.stride[0])
-    around = x if _keeps_shape(block) else skip(x)
+    lent = PaddedIdentity(conv.in_channels, conv.out_channels, conv.stride[0])
     if scale == 0:
-        return around
-    return scale * PlainBlock.forward(block, x) + (1 - scale) * around
-
-
-def _keeps_shape(block: BasicBlock | PlainBlock) -> bool:
-    conv = block.conv1
-    return conv.stride == (1, 1) and conv.in_channels == conv.out_channels
+        return lent(x)
+    return scale * PlainBlock.forward(block, x) + (1 - scale) * lent(x)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Answers to notebook 01's exercises: every wrong one has a message of its own."""
+"""Answers to the exercises of 01 and A1: every wrong one has a message of its own."""
 
 import copy
 import functools
@@ -54,7 +54,7 @@ IDENTITIES = {
 }
 
 
-# --- many layers backward -------------------------------------------------------------
+# --- A1: many layers backward ---------------------------------------------------------
 
 
 def product(factors):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from checks.base import Hint, check, compare, near, shake, values
+from checks.base import Hint, check, compare, near, row, shake, values
 from resnet_lib.basic_block import BasicBlock
 from resnet_lib.probes import block_parts
 from resnet_lib.resnet import get_model
@@ -286,7 +286,7 @@ def _look_at_gradients(block, x: Tensor, depth: int) -> None:
 def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> str:
     """Judge y, predicted by hand, for a kernel that subtracts the right neighbour."""
     hint = "return four rows of four numbers, as lists in a list."
-    found = values(predict(), hint).float().squeeze()
+    found = values(predict(), hint).squeeze()
     if found.shape != (4, 4):
         raise Hint(f"y is 4×4, and your answer has the shape {tuple(found.shape)}.")
     x = torch.zeros(1, 1, 4, 4)
@@ -302,28 +302,26 @@ def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> s
     h = F.relu(bn(conv(x)))
     f = bn(conv(h))
     y = F.relu(f + x)
-
-    def close(other: Tensor) -> bool:
-        return torch.allclose(found, other[0, 0], atol=0.01)
-
-    if close(y):
-        return "Right: this kernel sees the other edge, so y is the mirror image."
-    for wrong, hint in (
-        (y.flip(3), "this is the y of the first kernel. Which edge does this one see?"),
-        (f + x, "this is the sum: the last ReLU is missing."),
-        (f, "this is F(x): add x, then apply the last ReLU."),
-        (F.relu(f) + x, "the ReLU comes after the addition, not before."),
-        (F.relu(f), "x has not been added, or both BNs are left out."),
-        (F.relu(conv(h) + h), "you add what stands behind the first ReLU: add x."),
-        (F.relu(bn(conv(bn(conv(x)))) + x), "the ReLU inside the branch is missing."),
-        (y.transpose(2, 3), "rows and columns are exchanged."),
-    ):
-        if close(wrong):
-            raise Hint(hint)
-    raise Hint(
+    compare(
+        found[None, None],
+        y,
+        {
+            "this is the y of the first kernel. Which edge does this one see?": y.flip(
+                3
+            ),
+            "this is the sum: the last ReLU is missing.": f + x,
+            "this is F(x): add x, then apply the last ReLU.": f,
+            "the ReLU comes after the addition, not before.": F.relu(f) + x,
+            "x has not been added, or both BNs are left out.": F.relu(f),
+            "you add what stands behind the first ReLU: add x.": F.relu(conv(h) + h),
+            "the ReLU inside the branch is missing.": F.relu(bn(conv(bn(conv(x)))) + x),
+            "rows and columns are exchanged.": y.transpose(2, 3),
+        },
         "not this. Write down the second row after each step: the convolution gives "
-        "−1, 0, 1, 0."
+        "−1, 0, 1, 0.",
+        functools.partial(near, atol=0.01),
     )
+    return "Right: this kernel sees the other edge, so y is the mirror image."
 
 
 @check
@@ -338,42 +336,34 @@ def check_clipped_shares(measure: Callable[[nn.Module, Tensor], list[float]]) ->
         right = [(part.sum < 0).float().mean().item() for part in parts]
         in_training = _clipped_in_training(copy.deepcopy(net).train(), images)
         found = measure(copy.deepcopy(net).eval(), images)
-    hint = "return a list of shares, not {}."
-    if not isinstance(found, list | tuple) and not getattr(found, "ndim", 0):
-        raise Hint(hint.format(type(found).__name__))
-    found = values(found, hint).float()
-    if found.shape != (len(right),):
+    found = row(found, "return a list of shares, not {}.")
+    if len(found) != len(right):
         raise Hint(
-            f"this net has {len(right)} blocks and your list {found.numel()} numbers: "
+            f"this net has {len(right)} blocks and your list {len(found)} numbers: "
             "go through every stage."
         )
-
-    def close(shares) -> bool:
-        return torch.allclose(found, torch.as_tensor(shares), atol=1e-3)
-
-    wrongs = {
-        "these are percents: return shares from 0 to 1.": [100 * s for s in right],
-        "this is the share that the last ReLU keeps.": [1 - share for share in right],
-        "this is the share of F(x) below zero: add the shortcut first.": [
-            (part.f < 0).float().mean().item() for part in parts
-        ],
-        "the last block stands first: keep the order of the net.": right[::-1],
-        "your net is in training mode, so BN uses the batch: call net.eval().": (
-            in_training
-        ),
-        "these are counts: divide by how many numbers there are.": [
-            share * part.sum.numel() for share, part in zip(right, parts, strict=True)
-        ],
-    }
-    if close(right):
-        return "Right. Now look at the nine numbers of the trained net."
-    for hint, wrong in wrongs.items():
-        if close(wrong):
-            raise Hint(hint)
-    raise Hint(
+    counts = [
+        share * part.sum.numel() for share, part in zip(right, parts, strict=True)
+    ]
+    compare(
+        found,
+        right,
+        {
+            "these are percents: return shares from 0 to 1.": [100 * s for s in right],
+            "this is the share that the last ReLU keeps.": [1 - s for s in right],
+            "this is the share of F(x) below zero: add the shortcut first.": [
+                (part.f < 0).float().mean().item() for part in parts
+            ],
+            "the last block stands first: keep the order of the net.": right[::-1],
+            "your net is in training mode, so BN uses the batch: call "
+            "net.eval().": in_training,
+            "these are counts: divide by how many numbers there are.": counts,
+        },
         "the numbers are wrong. For each block: its input x, then block.residual(x) + "
-        "block.shortcut(x), then the share below zero; block(x) is the next input."
+        "block.shortcut(x), then the share below zero; block(x) is the next input.",
+        functools.partial(near, atol=1e-3),
     )
+    return "Right. Now look at the nine numbers of the trained net."
 
 
 @torch.no_grad()

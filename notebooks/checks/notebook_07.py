@@ -5,7 +5,7 @@ import operator
 import random
 from collections.abc import Callable
 
-from checks.base import Hint, check
+from checks.base import Hint, check, near, number, row, tell
 from checks.patients import BEDS, PATIENTS
 from resnet_lib.recipe import Recipe, learning_rate_at
 
@@ -51,66 +51,15 @@ def check_repaired_rates(rates_of: Callable[[Recipe, int], list[float]]) -> str:
     """`rates_of(recipe, warmup)`: warm-up, full rate, a tenth at each milestone."""
     recipe = Recipe(iterations=64, milestones=(32, 48), warmup_lr=0.02)
     warmup = 8
-    rates = _numbers(rates_of(recipe, warmup))
+    a_list = "expected a list of numbers, got {}: see `return`."
+    rates = row(rates_of(recipe, warmup), a_list)
     if len(rates) != 64:
         raise Hint(
             f"{len(rates)} rates for 64 updates: note one in each pass of the loop."
         )
-    right = [learning_rate_at(i, recipe, i < warmup) for i in range(64)]
-    wrong = [i for i in range(64) if not math.isclose(rates[i], right[i], rel_tol=1e-6)]
-    at = dict(enumerate(round(rate, 9) for rate in rates))
-    if wrong:
-        if all(at[i] == 0.1 for i in range(warmup)):
-            raise Hint(
-                f"the warm-up is gone: the first {warmup} updates should take "
-                f"{recipe.warmup_lr}, not {recipe.lr}."
-            )
-        if len({at[i] for i in range(warmup - 1)}) > 1:
-            raise Hint(
-                "the rate climbs or falls during the warm-up: the paper's warm-up is "
-                "one constant rate."
-            )
-        if wrong == [warmup - 1]:
-            raise Hint(
-                "the full rate comes one update early: `warmup` updates take the low "
-                "rate, numbers 0 to warmup - 1."
-            )
-        if wrong == [warmup]:
-            raise Hint(
-                "the full rate comes one update late: write it before update number "
-                "`warmup` is noted, not after."
-            )
-        if wrong[0] == warmup and at[warmup] == recipe.warmup_lr:
-            raise Hint(
-                f"with warmup={warmup} and warmup_lr={recipe.warmup_lr}, update "
-                f"{warmup} still runs at {recipe.warmup_lr}: MultiStepLR only "
-                "multiplies the rate it finds, so who writes the full rate back?"
-            )
-        if all(at[i] == recipe.lr for i in range(warmup, 64)):
-            raise Hint(
-                "the rate never drops again: your line writes the full rate at every "
-                "update and wipes out what the schedule did at the milestones."
-            )
-        late = all(at[m + warmup - 1] > at[m + warmup] for m in recipe.milestones)
-        if late and wrong[0] == 32:
-            raise Hint(
-                f"both drops come {warmup} updates late: the schedule counts its own "
-                "steps, so step it during the warm-up as well."
-            )
-        if wrong in ([31, 47], [32, 48]):
-            raise Hint(
-                "the drops are off by one: note the rate, then update, then step the "
-                "schedule, in this order."
-            )
-        if wrong[0] >= 32:
-            raise Hint(
-                f"right as far as update {wrong[0] - 1}, but then {at[wrong[0]]:g} "
-                f"instead of {right[wrong[0]]:g}: each milestone divides by 10."
-            )
-        raise Hint(
-            f"update {wrong[0]} runs at {at[wrong[0]]:g} instead of "
-            f"{right[wrong[0]]:g}: compare your rates with the grey curve."
-        )
+    right = _schedule(recipe, warmup)
+    if not near(rates, right, rtol=1e-6):
+        _look_at_wrong_rates(rates.tolist(), right, recipe, warmup)
     # In the paper's own numbers the warm-up's rate is the full rate's tenth: whoever
     # knows the end of the warm-up by the rate takes the first drop for it.
     for other, hint in (
@@ -125,23 +74,51 @@ def check_repaired_rates(rates_of: Callable[[Recipe, int], list[float]]) -> str:
             "does: tell the end of the warm-up by the number of the update.",
         ),
     ):
-        right = [learning_rate_at(i, other, i < 5) for i in range(50)]
-        rates = _numbers(rates_of(other, 5))
-        if len(rates) != 50 or any(
-            not math.isclose(a, b, rel_tol=1e-6)
-            for a, b in zip(rates, right, strict=True)
-        ):
+        rates = row(rates_of(other, 5), a_list)
+        if not near(rates, _schedule(other, 5), rtol=1e-6):
             raise Hint(hint)
     return "Low, full, a tenth, a hundredth: each rate has one writer at a time."
 
 
-def _numbers(answer: object) -> list[float]:
-    try:
-        return [float(value) for value in answer]
-    except (TypeError, ValueError) as error:
-        raise Hint(
-            f"expected a list of numbers, got {type(answer).__name__}: see `return`."
-        ) from error
+def _schedule(recipe: Recipe, warmup: int) -> list[float]:
+    updates = range(recipe.iterations)
+    return [learning_rate_at(i, recipe, i < warmup) for i in updates]
+
+
+def _look_at_wrong_rates(
+    rates: list[float], right: list[float], recipe: Recipe, warmup: int
+) -> None:
+    """Tell what is wrong with 64 rates, by the updates at which they differ."""
+    wrong = [i for i in range(64) if not math.isclose(rates[i], right[i], rel_tol=1e-6)]
+    at, first = [round(rate, 9) for rate in rates], wrong[0]
+    late = all(at[m + warmup - 1] > at[m + warmup] for m in recipe.milestones)
+    tell(
+        {
+            f"the warm-up is gone: the first {warmup} updates should take "
+            f"{recipe.warmup_lr}, not {recipe.lr}.": set(at[:warmup]) == {recipe.lr},
+            "the rate climbs or falls during the warm-up: the paper's warm-up is one "
+            "constant rate.": len(set(at[: warmup - 1])) > 1,
+            "the full rate comes one update early: `warmup` updates take the low rate, "
+            "numbers 0 to warmup - 1.": wrong == [warmup - 1],
+            "the full rate comes one update late: write it before update number "
+            "`warmup` is noted, not after.": wrong == [warmup],
+            f"with warmup={warmup} and warmup_lr={recipe.warmup_lr}, update {warmup} "
+            f"still runs at {recipe.warmup_lr}: MultiStepLR only multiplies the rate "
+            "it finds, so who writes the full rate back?": first == warmup
+            and at[warmup] == recipe.warmup_lr,
+            "the rate never drops again: your line writes the full rate at every "
+            "update and wipes out what the schedule did at the "
+            "milestones.": set(at[warmup:]) == {recipe.lr},
+            f"both drops come {warmup} updates late: the schedule counts its own "
+            "steps, so step it during the warm-up as well.": late and first == 32,
+            "the drops are off by one: note the rate, then update, then step the "
+            "schedule, in this order.": wrong in ([31, 47], [32, 48]),
+            f"right as far as update {first - 1}, but then {at[first]:g} instead of "
+            f"{right[first]:g}: each milestone divides by 10.": first >= 32,
+            f"update {first} runs at {at[first]:g} instead of {right[first]:g}: "
+            "compare your rates with the grey curve.": True,
+        }
+    )
 
 
 @check
@@ -150,83 +127,78 @@ def check_repaired_report(report: Callable[[list[dict]], float]) -> str:
     chosen = []
     for seed in (0, 1, 2):
         history = _made_up_history(seed)
-        answer = report(history)
-        try:
-            answer = float(answer)
-        except (TypeError, ValueError) as error:
-            raise Hint(
-                f"expected one error, a number from 0 to 1, got "
-                f"{type(answer).__name__}: see your `return`."
-            ) from error
+        answer = number(
+            report(history),
+            "expected one error, a number from 0 to 1, got {}: see your `return`.",
+        )
         test, valid = (
-            [row[f"{part}_error"] for row in history] for part in ("test", "validation")
+            [line[f"{part}_error"] for line in history]
+            for part in ("test", "validation")
         )
         by_validation = test[valid.index(min(valid))]
-
-        def where_least(column: str, history: list[dict] = history) -> float:
-            return min(history, key=operator.itemgetter(column))["test_error"]
-
-        windows = [min(test[-length:]) for length in range(2, len(test))]
-        stories = [
-            (
-                [min(test)],
-                "still the smallest of all test errors: the test set picks the row, so "
-                "its number flatters. Let something else pick.",
-            ),
-            (
-                windows,
-                "the smallest of the last few test errors: a shorter window makes the "
-                "same mistake, with fewer draws.",
-            ),
-            (
-                [where_least("test_loss")],
-                "the row is picked by test loss: that is the test set choosing, too.",
-            ),
-            (
-                [min(valid), valid[-1]],
-                "this is a validation error: it may choose the row, but the test error "
-                "of that row is to be reported.",
-            ),
-            (
-                [where_least("train_error"), where_least("train_loss")],
-                "the row is picked on the training images, which cannot tell when a "
-                "network starts to learn them by heart.",
-            ),
-            (
-                [sum(test) / len(test), sorted(test)[len(test) // 2]],
-                "an average over the run judges no network in particular, and counts "
-                "the early ones: report the error of one.",
-            ),
-            ([test[0]], "this is the first row: the network had hardly been trained."),
-            ([max(test)], "this is the largest test error: now it errs the other way."),
-            (
-                [1 - test[-1], 1 - by_validation, 1 - min(test)],
-                "this is an accuracy: an error is asked for.",
-            ),
-            (
-                [100 * test[-1], 100 * by_validation, 100 * min(test)],
-                "this is in per cent: keep the history's unit, 0 to 1.",
-            ),
-        ]
         if math.isclose(answer, test[-1]):
             chosen.append("the last row")
-            continue
-        if math.isclose(answer, by_validation):
+        elif math.isclose(answer, by_validation):
             chosen.append("the row with the lowest validation error")
-            continue
-        for values, story in stories:
-            if any(math.isclose(answer, value, rel_tol=1e-9) for value in values):
-                raise Hint(story)
-        raise Hint(
-            f"{answer:.4f} is the test error of neither the last row ({test[-1]:.4f}) "
-            f"nor the best validation row ({by_validation:.4f})."
-        )
+        else:
+            _look_at_wrong_report(answer, history, test, valid, by_validation)
     if len(set(chosen)) > 1:
         raise Hint(
             "your rule changes from run to run, and a free choice of rule is a free "
             "choice of result: settle on one before you look."
         )
     return f"You report {chosen[0]}: the test set is asked once and chooses nothing."
+
+
+def _look_at_wrong_report(
+    answer: float,
+    history: list[dict],
+    test: list[float],
+    valid: list[float],
+    by_validation: float,
+) -> None:
+    def is_one_of(*others: float) -> bool:
+        return any(math.isclose(answer, other, rel_tol=1e-9) for other in others)
+
+    def where_least(column: str) -> float:
+        return min(history, key=operator.itemgetter(column))["test_error"]
+
+    windows = [min(test[-length:]) for length in range(2, len(test))]
+    honest = (test[-1], by_validation, min(test))
+    tell(
+        {
+            "still the smallest of all test errors: the test set picks the row, so its "
+            "number flatters. Let something else pick.": is_one_of(min(test)),
+            "the smallest of the last few test errors: a shorter window makes the same "
+            "mistake, with fewer draws.": is_one_of(*windows),
+            "the row is picked by test loss: that is the test set choosing, "
+            "too.": is_one_of(where_least("test_loss")),
+            "this is a validation error: it may choose the row, but the test error of "
+            "that row is to be reported.": is_one_of(min(valid), valid[-1]),
+            "the row is picked on the training images, which cannot tell when a "
+            "network starts to learn them by heart.": is_one_of(
+                where_least("train_error"), where_least("train_loss")
+            ),
+            "an average over the run judges no network in particular, and counts the "
+            "early ones: report the error of one.": is_one_of(
+                sum(test) / len(test), sorted(test)[len(test) // 2]
+            ),
+            "this is the first row: the network had hardly been trained.": is_one_of(
+                test[0]
+            ),
+            "this is the largest test error: now it errs the other way.": is_one_of(
+                max(test)
+            ),
+            "this is an accuracy: an error is asked for.": is_one_of(
+                *(1 - error for error in honest)
+            ),
+            "this is in per cent: keep the history's unit, 0 to 1.": is_one_of(
+                *(100 * error for error in honest)
+            ),
+            f"{answer:.4f} is the test error of neither the last row ({test[-1]:.4f}) "
+            f"nor the best validation row ({by_validation:.4f}).": True,
+        }
+    )
 
 
 def _made_up_history(seed: int) -> list[dict]:
@@ -237,18 +209,18 @@ def _made_up_history(seed: int) -> list[dict]:
     # The row in which each column has its minimum: all apart, and none is the last.
     lowest = dict(zip(columns, draw.sample(range(1, 9), len(columns)), strict=True))
     rows = []
-    for number in range(12):
-        row = {"iteration": 100 * (number + 1), "lr": 0.1, "seconds": 1.0 + number}
+    for i in range(12):
+        line = {"iteration": 100 * (i + 1), "lr": 0.1, "seconds": 1.0 + i}
         for column in columns:
-            row[column] = round(0.2 + 0.2 * draw.random(), 6)
-            if number == lowest[column]:
-                row[column] = round(0.1 + 0.05 * draw.random(), 6)
-        rows.append(row)
+            line[column] = round(0.2 + 0.2 * draw.random(), 6)
+            if i == lowest[column]:
+                line[column] = round(0.1 + 0.05 * draw.random(), 6)
+        rows.append(line)
     # The smallest test error of the last rows stands in one that no other rule chooses.
     # The last one is high, but for seed 1, so that the smaller of the two honest
     # numbers does not always come from the same rule.
-    worst = next(number for number in range(1, 9) if number not in lowest.values())
+    worst = next(i for i in range(1, 9) if i not in lowest.values())
     special = {worst: 0.5, 9: 0.17, 11: 0.16 if seed == 1 else 0.41}
-    for number, error in special.items():
-        rows[number]["test_error"] = round(error + 0.01 * draw.random(), 6)
+    for i, error in special.items():
+        rows[i]["test_error"] = round(error + 0.01 * draw.random(), 6)
     return rows
