@@ -35,6 +35,11 @@ def main(module: str, arguments: Sequence[str]) -> int | None:
     return importlib.import_module(module).main(arguments)
 
 
+def modules() -> None:
+    """What is loaded when `resnet_lib.train` is."""
+    print(*sys.modules)
+
+
 class Forked:
     """As much of `subprocess.Popen` as the tests need, for `python -m MODULE …`."""
 

@@ -37,7 +37,8 @@ def scrambled(net):
             layer[2].weight.copy_(torch.eye(64).roll(1, 0))
 
 
-def test_an_identity_start_is_trained_beside_a_random_one(says):
+def test_an_identity_start_is_trained_beside_a_random_one(says, monkeypatch):
+    monkeypatch.setattr(checks.notebook_01, "UPDATES", 45)
     verdict, line = says(checks.check_identity_start, start(), x, y)
     assert verdict
     errors = [int(part.split()[-2]) for part in line.split(" from ")[:2]]

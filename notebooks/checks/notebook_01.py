@@ -189,6 +189,9 @@ def _look_at_deep_gradients(deep, x: Tensor, old: int) -> None:
             )
 
 
+UPDATES = 200
+
+
 @check
 def check_identity_start(
     start: Callable[[nn.Module], None], x: Tensor, y: Tensor
@@ -251,10 +254,10 @@ def _look_at_start(net: nn.Sequential, before: nn.Sequential, x: Tensor) -> None
 
 
 def _trained_error(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Notebook 01's training: the mean error of the last 40 of 200 batches."""
+    """Notebook 01's training: the mean error of the last 40 batches."""
     draw, errors = torch.Generator().manual_seed(0), []
     optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4)
-    for _ in range(200):
+    for _ in range(UPDATES):
         batch = torch.randint(len(x), (128,), generator=draw)
         logits = net(x[batch])
         optimizer.zero_grad()
