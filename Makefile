@@ -37,7 +37,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 unit: .venv/ready
-	$(PYTEST) tests
+	$(PYTEST) --no-loadscope-reorder tests
 
 # What the kept weights judge, beside what was recorded: minutes.
 records: .venv/ready

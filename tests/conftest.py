@@ -1,5 +1,16 @@
 import pytest
 
+# Files that take long begin first, so that no worker waits for another at the end.
+FIRST = ["training", "reproduce", "distributed", "engine", "checks_07", "blocks"]
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    def place(item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return FIRST.index(name) if name in FIRST else len(FIRST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture
 def says(capsys):

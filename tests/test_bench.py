@@ -3,10 +3,8 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import pytest
 
-from resnet_lib import plots
 from workshop.benchmarks import throughput
 from workshop.benchmarks.throughput import flop, markdown, rate, summary, take_turns
 
@@ -48,18 +46,6 @@ def test_table_is_markdown():
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "200 (150–300)" in lines[2] and "2.00 (1.50–3.00)" in lines[2]
     assert "–" in lines[3] and "9.50 (9.50–9.50)" in lines[3]
-
-
-def test_figure_has_a_panel_for_training_and_one_for_evaluation():
-    results = summary(ROUNDS)
-    results["resnet20, evaluation"] = results[ROW]
-    with plt.rc_context():  # the style is not for the tests after this one
-        plots.use_style()
-        figure = throughput.throughput_bars(results)
-    titles = [ax.get_title("left") for ax in figure.axes]
-    assert [title.split(":")[0] for title in titles] == [ROW, "resnet20, evaluation"]
-    assert [len(ax.patches) for ax in figure.axes] == [3, 3]
-    plt.close(figure)
 
 
 def test_readme_tells_what_the_benchmark_recorded():

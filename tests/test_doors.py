@@ -29,15 +29,12 @@ ADDRESS = PYPROJECT["urls"]["Repository"]
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("/data", "/data"),
         ("/with a space/x", "/with a space/x"),
         ("a/$HOME $(x)", f"{ROOT}/a/$HOME $(x)"),
         ("~/pictures", "~/pictures"),  # the library knows what ~ is
         ("~", "~"),
-        ("with a space", f"{ROOT}/with a space"),
         ("it's #1", f"{ROOT}/it's #1"),
-        ('a"b', f'{ROOT}/a"b'),
-        ("back\\slash", f"{ROOT}/back\\slash"),
+        ('a"b\\c', f'{ROOT}/a"b\\c'),
     ],
 )
 def test_a_data_folder_reaches_the_recipes_whole(given, meant):
@@ -124,46 +121,38 @@ def test_every_package_of_the_library_is_installed():
 # --- the address ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def moved(tmp_path):
-    """The project's text files under another address and version."""
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+def copied(names, folder):
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
+def test_one_command_moves_every_address(tmp_path):
     names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True)
-    for name in names.splitlines():
-        path = ROOT / name
-        if path.suffix not in (".ipynb", ".pt", ".png") and path.is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, tmp_path / name)
+    copied([n for n in names.splitlines() if n[-3:] not in (".pt", "png")], tmp_path)
     pyproject = tmp_path / "pyproject.toml"
     text = pyproject.read_text("utf-8").replace(ADDRESS, "https://github.com/me/mine")
     version = f'version = "{PYPROJECT["version"]}"'
     pyproject.write_text(text.replace(version, 'version = "7.8.9"'), "utf-8")
-    return tmp_path
-
-
-def test_one_command_moves_every_address(moved):
-    badges.main(moved)
+    badges.main(tmp_path)
     slug = badges.Project.read(ROOT).slug
-    texts = {
-        path: path.read_text("utf-8") for path in moved.rglob("*") if path.is_file()
-    }
-    assert [path.name for path, text in texts.items() if slug in text] == []
-    for path, text in texts.items():
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        text = path.read_text("utf-8")
+        assert slug not in text, path
         if path.suffix == ".ipynb":
             assert "/github/me/mine/blob/v7.8.9/notebooks/" in text, path.name
             assert "--branch v7.8.9" in text, path.name
 
 
 def test_badges_and_set_up_cells_are_written(tmp_path):
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    (tmp_path / "workshop").mkdir()
-    pages = ("README.md", "CITATION.cff", "workshop/handbook.md")
-    for name in ("pyproject.toml", *pages):
-        shutil.copy(ROOT / name, tmp_path / name)
+    names = ["README.md", "CITATION.cff", "workshop/handbook.md", "pyproject.toml"]
+    names += [str(path.relative_to(ROOT)) for path in NOTEBOOKS]
+    copied(names, tmp_path)
     badges.main(tmp_path)
-    for path in [*NOTEBOOKS, *(ROOT / name for name in pages)]:
-        written = (tmp_path / path.relative_to(ROOT)).read_text("utf-8")
-        assert written == path.read_text("utf-8"), f"run `make badges`: {path.name}"
+    for name in names:
+        written = (tmp_path / name).read_text("utf-8")
+        assert written == (ROOT / name).read_text("utf-8"), f"run `make badges`: {name}"
 
 
 # --- the set-up cell ------------------------------------------------------------------

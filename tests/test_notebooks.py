@@ -105,19 +105,14 @@ def test_every_picture_says_in_words_what_it_shows(path):
 
 @pytest.mark.parametrize("path", ALL, ids=by_name)
 def test_closing(path):
-    questions, exercises = (
-        re.split(r"^## Questions", prose(path), flags=re.M)[1:][0],
-        "",
+    _, closing = re.split(r"^## Questions", prose(path), flags=re.M)
+    questions, *exercises = re.split(r"^## Exercises?$", closing, flags=re.M)
+    asked, answered = (
+        len(re.findall(r"^\d\. ", part, re.M)) for part in questions.split("<details>")
     )
-    questions, *exercises = re.split(r"^## Exercises?$", questions, flags=re.M)
-    asked, answered = questions.split("<details>")
-    assert 3 - (path in APPENDICES) <= len(re.findall(r"^\d\. ", asked, re.M)) <= 5
-    assert len(re.findall(r"^\d\. ", asked, re.M)) == len(
-        re.findall(r"^\d\. ", answered, re.M)
-    )
+    assert 3 - (path in APPENDICES) <= asked == answered <= 5
     judged = re.findall(r"^checks\.check_", code(path), re.M)
-    assert bool(exercises) == bool(judged)
-    assert len(judged) <= 6
+    assert bool(exercises) == bool(judged) and len(judged) <= 6
 
 
 def title(path):
@@ -144,19 +139,12 @@ def test_a_lesson_is_called_by_its_title():
 
 
 @pytest.mark.parametrize("path", ALL + SOLUTIONS, ids=by_name)
-def test_no_cell_keeps_the_marks_of_another_format(path):
-    assert not [
-        source
-        for _, source, _ in read(path)
-        if re.search(r"^(# %%|%% \[)", source, re.M)
-    ]
-
-
-@pytest.mark.parametrize("path", ALL + SOLUTIONS, ids=by_name)
-def test_links_lead_somewhere(path):
+def test_links_lead_somewhere_and_cells_keep_no_marks_of_another_format(path):
     for target in re.findall(r"\]\(([^)#]+)\)", prose(path)):
         if not target.startswith(("http", "attachment:")):
             assert (path.parent / target).exists(), target
+    for _, source, _ in read(path):
+        assert not re.search(r"^(# %%|%% \[)", source, re.M), source
 
 
 # --- committed outputs ----------------------------------------------------------------
@@ -174,25 +162,10 @@ def test_outputs_are_clean_and_complete(path):
             assert output.get("name") != "stderr", output["text"]
     text = json.dumps([cell["outputs"] for _, cell in cells])
     assert "Warning" not in text
-    for place in (
-        "/home/",
-        "/Users/",
-        "C:\\",
-        gettempdir(),
-        FOLDER.parent,
-    ):
+    for place in ("/home/", "/Users/", "C:\\", gettempdir(), FOLDER.parent):
         assert str(place) not in text, f"a path of one machine: {place}"
     assert not re.search(r"\b[0-9]{1,2}%\|", text), "a progress bar half way"
-
-
-@pytest.mark.parametrize("path", ALL, ids=by_name)
-def test_outputs_are_from_cifar10(path):
-    text = json.dumps([cell["outputs"] for _, cell in code_cells(path)])
-    assert "CIFAR-10 was not at hand" not in text
-
-
-@pytest.mark.parametrize("path", ALL + SOLUTIONS, ids=by_name)
-def test_every_widget_kept_its_state(path):
+    assert path in SOLUTIONS or "CIFAR-10 was not at hand" not in text
     assert lost_widgets(json.loads(path.read_text(encoding="utf-8"))) == []
 
 
