@@ -327,6 +327,14 @@ def test_grey_values_of_any_depth(bits, kind):
     assert torch.equal(picture, RAMP)
 
 
+def test_mid_grey_of_16_bits_is_mid_grey():
+    """A ramp alone would look right if it wrapped around."""
+    values = np.full((8, 8), 32_768, np.uint16)
+    values[0, 0] = 65_535
+    picture = read_picture(saved(Image.fromarray(values)), size=8)
+    assert picture[:, 1:].float().mean() == 128
+
+
 BLACK = torch.zeros(3, 16, 16, dtype=torch.uint8)
 
 
