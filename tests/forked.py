@@ -13,7 +13,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-SERVER = multiprocessing.get_context("forkserver")
+# Windows has no forks; what is started there is started anew.
+SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 SERVER.set_forkserver_preload(["resnet_lib.train"])
 
 
@@ -55,7 +56,8 @@ class Forked:
         return job
 
     def start(self, function, *given, log=None, env=None) -> None:
-        self.log = log or tempfile.mkstemp()[1]
+        self.own = tempfile.NamedTemporaryFile()  # noqa: SIM115  gone with this object
+        self.log = log or self.own.name
         inside = (function, self.log, dict(env or os.environ), *given)
         self.process = SERVER.Process(target=run, args=inside)
         self.process.start()
