@@ -355,11 +355,12 @@ def test_a_run_that_cannot_be_recorded_is_named_and_the_others_go_on(
             raise OSError(28, "No space left on device")
         publish(run, folder, target)
 
-    monkeypatch.setattr(module, "publish", full_disk)
-    (error,) = reproduce([second, first], places)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "publish", full_disk)
+        (error,) = reproduce([second, first], places)
     assert second.name in error and "not recorded" in error and "No space" in error
     assert [status_of(run, places) for run in (first, second)] == ["done", "partial"]
-    monkeypatch.undo()  # with room again, it is recorded and not repeated
+    # With room again, it is recorded and not repeated.
     assert reproduce([second], places) == []
     assert status_of(second, places) == "done"
 
