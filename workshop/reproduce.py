@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from resnet_lib.checkpoints import _has_locks
+from resnet_lib.checkpoints import has_locks
 from resnet_lib.fit import stop_requests
 from resnet_lib.paths import data_home, expanded
 from resnet_lib.progress import progress_bar
@@ -170,7 +170,7 @@ def prepare(work: Path) -> None:
     """Make the folder of the runs; say so where no lock keeps a second call out."""
     with cannot_write(work):
         work.mkdir(parents=True, exist_ok=True)
-        if not _has_locks(work / ".lock"):
+        if not has_locks(work / ".lock"):
             print(
                 f"{work} lies on a drive without file locks: see to it that no other "
                 "call carries out this plan.",
