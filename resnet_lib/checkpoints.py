@@ -34,7 +34,7 @@ try:
 except ImportError:  # Windows has locks of its own
     fcntl = None
 
-__all__ = ["RunFolder", "has_locks"]
+__all__ = ["RunFolder", "has_locks", "network_name"]
 
 
 KEPT = "What was saved before is kept; the same call goes on from there."

@@ -20,6 +20,7 @@ from resnet_lib.progress import progress_bar
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "Source",
     "download",
     "download_cifar10",
     "find",

@@ -25,6 +25,17 @@ from resnet_lib.paths import expanded
 from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
 
+__all__ = [
+    "DATASETS",
+    "FIELDS",
+    "RECIPES",
+    "check_data",
+    "escape_unprintable",
+    "load",
+    "recipe_options",
+    "run_name",
+]
+
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # The sets that have a name, and how many images each has to train on.
 DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
