@@ -34,7 +34,10 @@ try:
 except ImportError:  # Windows has locks of its own
     fcntl = None
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "has_locks", "network_name"]
+
+
+KEPT = "What was saved before is kept; the same call goes on from there."
 
 
 def _on_rank_zero(method: Callable) -> Callable:
@@ -82,45 +85,38 @@ class RunFolder:
         """Make the folder or go on with it; True if its run is finished already."""
         try:
             finished = self._open()
-            self._broadcast_state()
+            if self.ranks.size > 1:  # every rank goes on from where rank 0 stands
+                content = self._state()
+                if not self.ranks.first:
+                    self.state.load_state_dict(_from_bytes(content))
         except BaseException:
             self.lock.release()
             raise
         return finished
 
-    def _broadcast_state(self) -> None:
-        """Every rank goes on from where rank 0 stands."""
-        if self.ranks.size == 1:
-            return
-        content = self.ranks.on_rank_zero(lambda: _to_bytes(self.state.state_dict()))
-        if not self.ranks.first:
-            self.state.load_state_dict(_from_bytes(content))
+    @_on_rank_zero
+    def _state(self) -> bytes:
+        return _to_bytes(self.state.state_dict())
 
     @_on_rank_zero
     def _open(self) -> bool:
-        try:
+        with self._writing("Choose another one."):
             self.path.mkdir(parents=True, exist_ok=True)
             if not Run(self.path).finished:
                 self._lock()
-            # Asked again, now that nobody else writes: another process may have
-            # finished this run since.
-            if Run(self.path).finished:
-                self._check_identity()
+            # Asked again under the lock: another process may have finished it since.
+            finished = Run(self.path).finished
+            self._check_identity()
+            if finished:
                 self._load_finished()
                 self._remove_checkpoints()  # if a kill came before it
                 self.release()
-                return True
-            self._check_identity()
-            self._resume()
-            self._note_machine()
-            # Rows written after the checkpoint will be measured again.
-            write_atomically(self.history, history_text(self.state.rows).encode())
-        except OSError as error:
-            raise OSError(
-                f"The run folder {self.path} cannot be written: {error}. "
-                "Choose another one."
-            ) from error
-        return False
+            else:
+                self._resume()
+                self._note_machine()
+                # Rows written after the checkpoint will be measured again.
+                write_atomically(self.history, history_text(self.state.rows).encode())
+        return finished
 
     def _load_finished(self) -> None:
         if not self.weights.exists():
@@ -134,7 +130,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Keep other processes out; the system lets go when this one dies."""
-        if not _has_locks(self.path / ".lock"):
+        if not has_locks(self.path / ".lock"):
             print(
                 f"{self.path} lies on a drive without file locks: see to it that no "
                 "other process trains there."
@@ -266,14 +262,13 @@ class RunFolder:
     # --- writing ---
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, remedy: str = KEPT) -> Iterator[None]:
         """The system's "No space left on device" names neither folder nor remedy."""
         try:
             yield
         except OSError as error:
             raise OSError(
-                f"The run folder {self.path} cannot be written: {error}. What was "
-                "saved before is kept; the same call goes on from there."
+                f"The run folder {self.path} cannot be written: {error}. {remedy}"
             ) from error
 
     @_on_rank_zero
@@ -326,7 +321,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
 
-def _has_locks(path: Path) -> bool:
+def has_locks(path: Path) -> bool:
     """Whether the file system can lock a file; some network drives cannot."""
     if fcntl is None:
         return True

@@ -20,6 +20,7 @@ from resnet_lib.progress import progress_bar
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "Source",
     "download",
     "download_cifar10",
     "find",
@@ -139,7 +140,7 @@ def _fetch(source: Source, url: str, path: Path) -> None:
     """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
-    help = (
+    remedy = (
         "Run again to go on from there, or give another address of the same archive in "
         f"{source.variable} (file:///… for one on disk)."
     )
@@ -164,12 +165,11 @@ def _fetch(source: Source, url: str, path: Path) -> None:
                     bar.update(len(chunk))
             if size and part.stat().st_size < start + int(size):
                 raise OSError("the connection closed early")
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send; the md5 sum decides
-            raise OSError(f"{url} could not be read: {error}. {help}") from error
     # ValueError: an address without a scheme; HTTPException is no OSError.
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{url} could not be read: {error}. {help}") from error
+        nothing_left = isinstance(error, urllib.error.HTTPError) and error.code == 416
+        if not nothing_left:  # else the md5 sum decides
+            raise OSError(f"{url} could not be read: {error}. {remedy}") from error
     if not check_integrity(part, source.md5):
         found = hashlib.md5(part.read_bytes()).hexdigest()
         part.unlink()

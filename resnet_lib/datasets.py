@@ -24,13 +24,13 @@ With `load_folder(…, grey=True)` the pictures have one channel, and the networ
 with `in_channels=1`.
 """
 
+import contextlib
 import io
 import os
 import pickle
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -315,7 +315,9 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
             if size:
                 picture.draft("RGB", (8 * size, 8 * size))  # a large JPEG, coarsely
             picture.load()
-            picture = _rgb(_upright(picture))
+            with contextlib.suppress(Exception):  # damaged EXIF data turn nothing
+                picture = ImageOps.exif_transpose(picture)
+            picture = _rgb(picture)
     except UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -325,14 +327,6 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
     if size:
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BOX)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says; as it is where they are damaged."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:
-        return picture
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -371,11 +365,7 @@ def _without_extras(content: bytes) -> bytes:
     """
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
-    return content[:8] + b"".join(_drawn_chunks(content))
-
-
-def _drawn_chunks(content: bytes) -> Iterator[bytes]:
-    start = 8
+    start, kept = 8, [content[:8]]
     while start + 12 <= len(content):
         (length,) = struct.unpack(">I", content[start : start + 4])
         chunk = content[start : start + 12 + length]
@@ -383,5 +373,5 @@ def _drawn_chunks(content: bytes) -> Iterator[bytes]:
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         # A capital first letter: a decoder cannot do without it.
         if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
-            yield chunk
-    yield content[start:]
+            kept.append(chunk)
+    return b"".join([*kept, content[start:]])

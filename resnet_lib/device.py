@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["DeviceProfile", "GraphedStep", "device_profile", "threads_given"]
+__all__ = [
+    "DeviceProfile",
+    "GraphedStep",
+    "can_record",
+    "device_profile",
+    "faster_threads",
+    "keeping_freed_memory",
+    "threads",
+    "threads_given",
+]
 
 PRECISIONS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 

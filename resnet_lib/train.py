@@ -17,13 +17,24 @@ from pathlib import Path
 import torch
 
 from resnet_lib import datasets
-from resnet_lib.cifar10 import CIFAR10, CIFAR100, download_cifar10, find
+from resnet_lib.cifar10 import CIFAR10, CIFAR100, find
 from resnet_lib.data import Dataset
 from resnet_lib.distributed import process_group
 from resnet_lib.fit import Fit, fit
 from resnet_lib.paths import expanded
 from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
+
+__all__ = [
+    "DATASETS",
+    "FIELDS",
+    "RECIPES",
+    "check_data",
+    "escape_unprintable",
+    "load",
+    "recipe_options",
+    "run_name",
+]
 
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # The sets that have a name, and how many images each has to train on.
@@ -138,14 +149,12 @@ def check_data(name: str) -> None:
 def load(name: str) -> Dataset:
     """One of `DATASETS`, downloaded if need be, or the pictures of a folder."""
     check_data(name)
-    if name == "digits":
-        return datasets.load_digits()
     if name not in DATASETS:
         return datasets.load_folder(name)
-    if name == "cifar100":
-        return datasets.load_cifar100(download=True)
-    download_cifar10()  # returns at once if it is on disk
-    return datasets.load_cifar10()
+    if name == "digits":
+        return datasets.load_digits()
+    loader = {"cifar10": datasets.load_cifar10, "cifar100": datasets.load_cifar100}
+    return loader[name](download=True)  # which is quick where it is on disk
 
 
 def _load_in_turn(name: str) -> Dataset:

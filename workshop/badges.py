@@ -11,6 +11,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = ["BADGE", "Project"]
+
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 FIRST_LINE = "# In Colab these lines fetch the project. Elsewhere they do nothing."
 SETUP = """\

@@ -17,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+__all__ = ["STATE", "VIEW", "execute", "lost_widgets"]
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 STATE = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -1,7 +1,6 @@
 """Carry out a plan of many runs: python -m workshop.reproduce --help."""
 
 import argparse
-import contextlib
 import math
 import os
 import shutil
@@ -10,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from resnet_lib.checkpoints import _has_locks
+from resnet_lib.checkpoints import has_locks
 from resnet_lib.fit import stop_requests
 from resnet_lib.paths import data_home, expanded
 from resnet_lib.progress import progress_bar
@@ -76,14 +75,11 @@ def describe(plan: list[Planned], places: Places) -> str:
         status, note = status_of(planned, places), ""
         counts[status] += 1
         if status == "done":
-            final = Run(places.records / planned.name).final
-            note = f"test error {final['test_error']:.2%}"
+            error = Run(places.records / planned.name).final["test_error"]
+            note = f"test error {error:.2%}"
         elif status == "partial":
-            at, end = (
-                iteration_of(places.work / planned.name),
-                planned.recipe.iterations,
-            )
-            note = f"{at:,} of {end:,} iterations"
+            at = iteration_of(places.work / planned.name)
+            note = f"{at:,} of {planned.recipe.iterations:,} iterations"
         lines.append(f"{status:8} {planned.name:28} {note}".rstrip())
     counted = ", ".join(f"{count} {status}" for status, count in counts.items())
     return "\n".join([*lines, counted])
@@ -119,17 +115,16 @@ class Job:
         self.planned, self.folder, self.stopping = planned, folder, False
         self.log = folder / "train.log"
         own = {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
-        with cannot_write(folder):
-            folder.mkdir(exist_ok=True)
-            with open(self.log, "w") as log:
-                # A session of its own: Ctrl-C reaches it once, through `stop`.
-                self.process = subprocess.Popen(
-                    [*planned.command(folder), *options],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env=own | os.environ,
-                )
+        folder.mkdir(exist_ok=True)
+        with open(self.log, "w") as log:
+            # A session of its own: Ctrl-C reaches it once, through `stop`.
+            self.process = subprocess.Popen(
+                [*planned.command(folder), *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=own | os.environ,
+            )
 
     def stop(self) -> None:
         """Ask for a checkpoint and an end, once: a second signal would act at once."""
@@ -154,28 +149,22 @@ class Job:
         return None
 
 
-@contextlib.contextmanager
-def cannot_write(folder: Path) -> Iterator[None]:
-    """The system's "Read-only file system" names neither folder nor remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"The run folder {folder} cannot be written: {error}. Choose another place "
-            "with --work."
-        ) from error
-
-
 def prepare(work: Path) -> None:
     """Make the folder of the runs; say so where no lock keeps a second call out."""
-    with cannot_write(work):
+    try:
         work.mkdir(parents=True, exist_ok=True)
-        if not _has_locks(work / ".lock"):
-            print(
-                f"{work} lies on a drive without file locks: see to it that no other "
-                "call carries out this plan.",
-                file=sys.stderr,
-            )
+        locks = has_locks(work / ".lock")
+    except OSError as error:
+        raise OSError(
+            f"The run folder {work} cannot be written: {error}. Choose another place "
+            "with --work."
+        ) from error
+    if not locks:
+        print(
+            f"{work} lies on a drive without file locks: see to it that no other call "
+            "carries out this plan.",
+            file=sys.stderr,
+        )
 
 
 def reproduce(
@@ -199,31 +188,33 @@ def reproduce(
     waiting, running, errors = deque(todo), [], []
     deadline = time.monotonic() + 60 * max_minutes
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    bar = progress_bar(
-        total=sum(run.recipe.iterations for run in todo),
-        initial=sum(iteration_of(places.work / run.name) for run in todo),
-        unit="it",
-        mininterval=1,
-    )
-    with bar, stop_requests() as requests, contextlib.ExitStack() as at_end:
-        at_end.callback(lambda: [job.stop() for job in running])
-        while running or waiting:
-            if requests or time.monotonic() >= deadline:
-                waiting.clear()
-                for job in running:
-                    job.stop()
-            while waiting and len(running) < jobs:
-                run = waiting.popleft()
-                running.append(Job(run, places.work / run.name, options, threads))
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                if error := job.end(places.records):
-                    errors.append(f"{job.planned.name}: {error}")
-            now = sum(iteration_of(places.work / run.name) for run in todo)
-            names = ", ".join(job.planned.name for job in running)
-            bar.set_postfix_str(names, refresh=False)
-            bar.update(now - bar.n)
-            time.sleep(0.2)
+
+    def iterations() -> int:
+        return sum(iteration_of(places.work / run.name) for run in todo)
+
+    total = sum(run.recipe.iterations for run in todo)
+    bar = progress_bar(total=total, initial=iterations(), unit="it", mininterval=1)
+    with bar, stop_requests() as requests:
+        try:
+            while running or waiting:
+                if requests or time.monotonic() >= deadline:
+                    waiting.clear()
+                    for job in running:
+                        job.stop()
+                while waiting and len(running) < jobs:
+                    run = waiting.popleft()
+                    running.append(Job(run, places.work / run.name, options, threads))
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    if error := job.end(places.records):
+                        errors.append(f"{job.planned.name}: {error}")
+                names = ", ".join(job.planned.name for job in running)
+                bar.set_postfix_str(names, refresh=False)
+                bar.update(iterations() - bar.n)
+                time.sleep(0.2)
+        finally:  # an error or a second Ctrl-C leaves no job behind
+            for job in running:
+                job.stop()
     return errors
 
 
