@@ -125,10 +125,13 @@ def fuzzed(door: str, **usual):
                 for name, source in usual.items()
             }
             hypothesis.note(f"{door}: {given!r:.3000}")
-            signal.setitimer(signal.ITIMER_REAL, HANG)
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                judge(Path(folder), **given)
+                signal.setitimer(signal.ITIMER_REAL, HANG)
+                try:
+                    judge(Path(folder), **given)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
 
         def test():
             until = time.monotonic() + SECONDS / DOORS
@@ -151,7 +154,6 @@ def counted() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, hard))
     before = signal.signal(signal.SIGALRM, ring)
     yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     told = [f"{door}: {dict(counts)}" for door, counts in COUNTS.items()]
