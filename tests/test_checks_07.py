@@ -125,7 +125,7 @@ WRONG_BEDS = {
     "a dict from the": [says_of(BEDS["A"]), says_of({"A": BEDS["A"]})],
     "no patient of this ward": says_of(BEDS | {"A": "flu"}),
     "is not healthy": says_of(BEDS | {"A": "healthy"}),
-    "has nothing": says_of(BEDS | {"B": "no_decay"}),
+    "has nothing": says_of(BEDS | {"B": "flat_rate"}),
     "no bed is right": says_of(dict.fromkeys(BEDS, "best_epoch")),
     "1 of 4": says_of(BEDS | {"A": "cropped_test"}),
 }
@@ -207,7 +207,7 @@ NAMED = {
 }
 # And with the rates, the test and the report.
 TOLD = {
-    "no_decay": "rate",
+    "flat_rate": "rate",
     "stuck_warmup": "rate",
     "cropped_test": "random",
     "no_eval": "eval()",
