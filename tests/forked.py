@@ -78,7 +78,7 @@ class Forked:
         """Its exit code and what it printed; a process that hangs is a failure."""
         self.process.join(seconds)
         if self.poll() is None:
-            self.process.kill()
+            self.process.terminate()  # which ends the processes that it started
             raise subprocess.TimeoutExpired("a forked command", seconds)
         with open(self.log, encoding="utf-8") as file:
             return self.returncode, file.read()

@@ -273,7 +273,7 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(planned, plac
     process = start(path, places, "--only", run.name)
     wait_for_lines(3, places.work / run.name / "history.csv", process)
     process.send_signal(signal.SIGTERM)
-    code, text = process.end(60)
+    code, text = process.end()
     assert code == 0 and "0 done, 1 partial, 0 missing" in text
     assert (places.work / run.name / "checkpoint.pt").exists()
     # At a time limit of no time at all, nothing is started.
