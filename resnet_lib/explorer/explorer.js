@@ -2,9 +2,10 @@
 //
 //   state               {get(name), set({name: value}), watch(name => …)}: what is shown
 //   about()             the networks, classes and the strip of pictures
-//   look(question)      every F(x) for one picture, under one lesion, at one iteration
+//   look(question, early)   every F(x) for one picture, under one lesion, at one iteration;
+//                       `early` is told the logits, before the maps are on their way
 //   kernel(question)    the weights behind one channel, and the maps they read
-//   judge(question)     how many of 200 test images are right under the lesion
+//   judge(question)     how many of the next test images are right under the lesion
 //   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32
 //
 // In a notebook the backend is PyTorch in the kernel (`kernelBackend` below); the page
@@ -445,12 +446,19 @@ class View {
         iteration: this.state.get("iteration"),
       };
       try {
-        this.take(question, await this.backend.look(question));
+        const early = (answer) => this.answer(question, answer);
+        this.take(question, await this.backend.look({ ...question, have: this.have }, early));
       } catch (error) {
         this.tell(error.message);
       }
     }
     this.running = false;
+  }
+
+  /** Show the probabilities; the maps follow. */
+  answer({ scales, picture }, { label, nets }) {
+    this.drawAnswers(scales, this.caption(picture, label), label, nets);
+    this.root.dataset.answers = Number(this.root.dataset.answers ?? 0) + 1;
   }
 
   take(question, { pixels, label, nets }) {
@@ -461,15 +469,19 @@ class View {
     this.kernels.clear();
     for (const net of nets) {
       const about = this.about.nets.find((one) => one.title === net.title);
-      const steps = stepsOf(about, net.parts, question.scales);
-      this.looks[net.title] = { ...net, steps };
+      const parts = { ...this.looks[net.title]?.parts, ...net.parts };
+      const steps = stepsOf(about, parts, question.scales);
+      this.looks[net.title] = { ...net, parts, steps };
     }
+    // Maps in front of the next lesion need not be sent again.
+    const keys = Object.fromEntries(nets.map((net) => [net.title, net.key]));
+    this.have = { scales: question.scales, keys };
     this.draw("all");
     this.root.dataset.looks = Number(this.root.dataset.looks ?? 0) + 1;
     this.judge(question);
   }
 
-  /** The accuracy: of 200 images first, then of all, until the lesion changes. */
+  /** The accuracy: of 200 images first, then of more and more, until the lesion changes. */
   async judge(question) {
     const key = JSON.stringify([question.scales, question.iteration]);
     if (key === this.judging) return;
@@ -489,7 +501,7 @@ class View {
       } catch (error) {
         return this.tell(error.message);
       }
-      this.drawAccuracy(right, seen);
+      if (seen % 200 === 0 || this.about.judged <= 200) this.drawAccuracy(right, seen);
     }
   }
 
@@ -868,7 +880,6 @@ class View {
     if (!this.steps || this.gone) return;
     if (what === "all") {
       this.drawPicture();
-      this.drawAnswers();
       this.drawMaps();
       this.drawTime();
     }
@@ -884,29 +895,30 @@ class View {
     this.about.pictures.forEach((picture, i) => {
       this.thumbs[i].setAttribute("aria-pressed", String(picture.index === index));
     });
-    this.picture.setAttribute("aria-label", this.caption());
+    this.picture.setAttribute("aria-label", this.caption(this.asked.picture, this.label));
   }
 
-  caption() {
-    const index = this.state.get("picture");
+  caption(index, label) {
     if (index === OWN) return "your own picture";
-    return `test image ${index}, ${this.about.classes[this.label]}`;
+    return `test image ${index}, ${this.about.classes[label]}`;
   }
 
-  drawAnswers() {
+  /** The probabilities, and over each map the verdict and the paths that are left. */
+  drawAnswers(scales, caption, label, looks) {
     const { classes } = this.about;
-    const hurt = Object.keys(this.lesion).length > 0;
-    const tables = this.about.nets.map((net) => {
-      const look = this.looks[net.title];
+    const hurt = Object.keys(scales).length > 0;
+    const tables = this.maps.map(({ net, verdict }, number) => {
+      const look = looks[number];
       const [now, whole] = [softmax(look.logits), softmax(look.whole)];
+      verdict.textContent = this.verdict(net, scales, now, look.shown);
       const rows = classes.map((name, i) => {
         const bar = h("div.rx-probability", {}, h("i"), hurt ? h("b") : null);
         bar.firstChild.style.width = `${100 * now[i]}%`;
         if (hurt) bar.lastChild.style.width = `${100 * whole[i]}%`;
         return h(
-          `tr${i === this.label ? ".rx-true" : ""}`,
+          `tr${i === label ? ".rx-true" : ""}`,
           { "data-probability": now[i] },
-          h("th", { scope: "row" }, i === this.label ? `★ ${name}` : name),
+          h("th", { scope: "row" }, i === label ? `★ ${name}` : name),
           h("td", {}, bar),
           h("td.rx-number", {}, percent(now[i])),
         );
@@ -915,7 +927,7 @@ class View {
       table.style.setProperty("--rx-net", this.colourOf(net));
       return table;
     });
-    const words = this.caption() + (hurt ? "; the mark: without the lesion" : "");
+    const words = caption + (hurt ? "; the mark: without the lesion" : "");
     this.answers.replaceChildren(
       h("p.rx-words", {}, words),
       h("div.rx-tables", {}, ...tables),
@@ -933,19 +945,21 @@ class View {
       this.accuracy.dataset[title.replace(/\W/g, "")] = count;
   }
 
+  verdict(net, scales, probabilities, shown) {
+    const sure = best(probabilities);
+    const blocks = net.blocks.length;
+    const left = net.blocks.filter((block) => scales[block.name] !== 0).length;
+    const paths = net.blocks[0].residual
+      ? `2${superscript(left)} = ${(2 ** left).toLocaleString("en")} path${left ? "s" : ""}`
+      : left < blocks ? `${left} of ${blocks} blocks` : "1 path";
+    const when = shown >= 0 && net.kept.length ? `, iteration ${shown.toLocaleString("en")}` : "";
+    return `${this.about.classes[sure]} ${percent(probabilities[sure])} · ${paths}${when}`;
+  }
+
   drawMaps() {
     const scales = this.lesion;
-    for (const { net, nodes, verdict } of this.maps) {
-      const { steps, logits, shown } = this.looks[net.title];
-      const answer = softmax(logits);
-      const sure = best(answer);
-      const blocks = net.blocks.length;
-      const off = net.blocks.filter((block) => scales[block.name] === 0).length;
-      const paths = net.blocks[0].residual
-        ? `2${superscript(blocks - off)} = ${(2 ** (blocks - off)).toLocaleString("en")} path${blocks === off ? "" : "s"}`
-        : off ? `${blocks - off} of ${blocks} blocks` : "1 path";
-      const when = shown >= 0 && net.kept.length ? `, iteration ${shown.toLocaleString("en")}` : "";
-      verdict.textContent = `${this.about.classes[sure]} ${percent(answer[sure])} · ${paths}${when}`;
+    for (const { net, nodes } of this.maps) {
+      const { steps } = this.looks[net.title];
       for (const [name, node] of Object.entries(nodes)) {
         const { out } = steps[name];
         const strength = strengths(out);
@@ -1337,8 +1351,8 @@ export function kernelBackend(model) {
       const { about, buffers } = await ask("about");
       return { about, thumbnails: new Uint8Array(buffers[0]) };
     },
-    async look(question) {
-      const { nets, label, buffers } = await ask("look", question);
+    async look(question, early) {
+      const { nets, label, buffers } = await ask("look", question, [], early);
       return {
         pixels: new Uint8Array(buffers[0]),
         label,
@@ -1360,9 +1374,10 @@ export function kernelBackend(model) {
     const question = waiting.get(content.id);
     if (!question) return;
     heard = Date.now();
-    waiting.delete(content.id);
     clearTimeout(question.timer);
     backend.silent(null);
+    if (content.early) return question.early(content);
+    waiting.delete(content.id);
     if (content.error) return question.reject(new Error(content.error));
     // Copies: the kernel's views need not begin at a multiple of four bytes.
     const copies = buffers.map((view) =>
@@ -1371,12 +1386,12 @@ export function kernelBackend(model) {
     question.resolve({ ...content, buffers: copies });
   }
 
-  function ask(kind, body = {}, buffers = []) {
+  function ask(kind, body = {}, buffers = [], early = null) {
     const id = `${me}-${count++}`;
     return new Promise((resolve, reject) => {
       const missed = () => backend.silent("The kernel does not answer. Run this cell to use the explorer; if another cell is running, it goes on after that.");
       const timer = setTimeout(missed, WAIT);
-      waiting.set(id, { resolve, reject, timer });
+      waiting.set(id, { resolve, reject, timer, early });
       try {
         model.send({ kind, id, ...body }, undefined, buffers);
       } catch {
