@@ -789,7 +789,7 @@ class View {
   buildTime() {
     const net = this.about.nets.find((one) => one.kept.length);
     if (!net) return null;
-    const plot = svg("svg", { viewBox: "0 0 640 130", class: "rx-curves", role: "img" });
+    const plot = svg("svg", { class: "rx-curves", role: "img" });
     const slider = h("input", {
       type: "range",
       min: 0,
@@ -868,6 +868,7 @@ class View {
     look();
     this.width = new ResizeObserver(([entry]) => {
       this.root.classList.toggle("rx-narrow", entry.contentRect.width < 600);
+      if (this.asked) this.drawTime();
     });
     this.width.observe(this.root);
     this.observer = new MutationObserver(look);
@@ -1199,10 +1200,12 @@ class View {
   drawTime() {
     if (!this.time) return;
     const { net, plot, slider, words } = this.time;
-    const iteration = this.state.get("iteration");
+    const { iteration } = this.asked;
     if (document.activeElement !== slider) slider.value = iteration;
     slider.setAttribute("aria-valuetext", `iteration ${iteration}`);
-    const x = (i) => 40 + (590 * i) / net.iterations;
+    const right = this.root.classList.contains("rx-narrow") ? 330 : 630;
+    plot.setAttribute("viewBox", `0 0 ${right + 10} 130`);
+    const x = (i) => 40 + ((right - 40) * i) / net.iterations;
     const curves = [net.curves.train_error, net.curves.test_error];
     const top = Math.min(100, Math.max(...curves.flat().map(([, error]) => error)));
     const y = (error) => 105 - (95 * error) / top;
@@ -1218,16 +1221,16 @@ class View {
     };
     const marks = net.kept.map((kept) => svg("path", { d: `M${x(kept)} 107 l4 7 h-8 z`, class: "rx-kept" }));
     plot.replaceChildren(
-      svg("line", { x1: 40, x2: 630, y1: 105, y2: 105, class: "rx-axis" }),
+      svg("line", { x1: 40, x2: right, y1: 105, y2: 105, class: "rx-axis" }),
       line(curves[0], "rx-train"),
       line(curves[1], "rx-test"),
       svg("line", { x1: x(iteration), x2: x(iteration), y1: 5, y2: 105, class: "rx-now" }),
       ...marks,
       text(36, y(top) + 4, `${top.toFixed(0)} %`, "end"),
       text(36, 108, "0", "end"),
-      text(630, 126, net.iterations.toLocaleString("en"), "end"),
-      text(335, 126, "iteration; triangles: weights were kept"),
-      text(626, 16, "training error (line), test error (dashed)", "end"),
+      text(right, 126, net.iterations.toLocaleString("en"), "end"),
+      text(right / 2 + 5, 126, "iteration; triangles: weights were kept"),
+      text(right - 4, 16, "training error (line), test error (dashed)", "end"),
     );
     const { shown } = this.looks[net.title];
     const kept = net.kept.includes(iteration);

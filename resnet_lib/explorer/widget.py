@@ -87,14 +87,15 @@ def curves_of(run: Run) -> dict[str, list]:
 def pictures_for(data: Dataset, mistakes: Sequence[int] = (), each: int = 2) -> list:
     """The strip of pictures: `each` per class, then `mistakes`, by test index."""
     labels = data.test.labels
-    strip = []
-    for number in range(len(data.classes)):
-        found = (labels == number).nonzero().flatten()[:each].tolist()
-        strip += [{"index": i, "label": number, "mistake": False} for i in found]
-    strip += [
-        {"index": int(i), "label": int(labels[i]), "mistake": True} for i in mistakes
+    shown = [
+        index
+        for number in range(len(data.classes))
+        for index in (labels == number).nonzero().flatten()[:each].tolist()
     ]
-    return strip
+    return [
+        {"index": int(i), "label": int(labels[i]), "mistake": i in mistakes}
+        for i in dict.fromkeys([*shown, *mistakes])
+    ]
 
 
 class Explorer(anywidget.AnyWidget):

@@ -12,22 +12,27 @@ async function read(name) {
   return answer;
 }
 
-const bytes = async (name) => new Uint8Array(await (await read(name)).arrayBuffer());
-
-/** The engine, on one thread: pages need special headers for more. It is packed. */
-async function startEngine() {
-  const [ort, { body }] = await Promise.all([
-    import("./ort.wasm.bundle.min.mjs"),
-    read("engine.bin"),
-  ]);
+/** A file that `page.py` packed. */
+async function bytes(name) {
+  const { body } = await read(name);
   const unpacked = new Response(body.pipeThrough(new DecompressionStream("gzip")));
-  ort.env.wasm.wasmBinary = await unpacked.arrayBuffer();
+  return new Uint8Array(await unpacked.arrayBuffer());
+}
+
+/** The engine, on one thread: pages need special headers for more. */
+async function startEngine() {
+  const [ort, binary] = await Promise.all([
+    import("./ort.wasm.bundle.min.mjs"),
+    bytes("engine.bin"),
+  ]);
+  ort.env.wasm.wasmBinary = binary;
   ort.env.wasm.numThreads = 1;
   ort.env.logLevel = "error";
   return ort;
 }
 
 let engine = null; // one for all explorers of the page
+let making = Promise.resolve(); // it reads one file of weights at a time
 
 /** One network as it was at an iteration: its session, and its weights for the view. */
 async function openNet(about, iteration) {
@@ -37,13 +42,15 @@ async function openNet(about, iteration) {
     bytes(about.weights[iteration]),
   ]);
   const ort = await engine;
-  const session = await ort.InferenceSession.create(graph, {
-    executionProviders: ["wasm"],
-    // "all" breaks residual branches that are read as outputs.
-    graphOptimizationLevel: "extended",
-    externalData: [{ path: "weights", data: weights }],
-  });
-  return { ort, about, session, weights, shown: iteration };
+  const make = () =>
+    ort.InferenceSession.create(graph, {
+      executionProviders: ["wasm"],
+      // "all" breaks residual branches that are read as outputs.
+      graphOptimizationLevel: "extended",
+      externalData: [{ path: "weights", data: weights }],
+    });
+  making = making.then(make, make);
+  return { ort, about, session: await making, weights, shown: iteration };
 }
 
 /** A tensor from the file of weights: kernels have 16 bits, vectors 32. */
@@ -98,7 +105,7 @@ export async function pageBackend(name) {
     channel: -1,
     pixel: [],
     scales: {},
-    picture: about.pictures[0].index,
+    picture: about.pictures.find((one) => !one.mistake).index,
     iteration: last,
   });
   let own = new Uint8Array(PIXELS);

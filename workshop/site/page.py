@@ -1,9 +1,10 @@
 """The explorer's page without a kernel: networks as ONNX files, pictures, the engine.
 
 Written into a folder of the site: `python -m workshop.site.page FOLDER`. The weights
-lie in a file of their own, kernels in half precision and vectors in full as in the runs;
-the engine and the view both read it. A run that kept weights along its way has one such
-file for each iteration. Every page reads only files that lie beside it.
+lie in a file of their own, kernels in half precision and vectors in full as in the
+runs; the engine and the view both read it. A run that kept weights along its way has
+one such file for each iteration. Every page reads only files that lie beside it, and
+files that are no text are packed: not every host packs them on their way.
 """
 
 import gzip
@@ -166,7 +167,7 @@ def write_net(run: Run, folder: Path) -> dict:
     for iteration, model in models.items():
         graph = graph_of(model)
         files[iteration] = f"{run.name}{'' if iteration < 0 else f'-{iteration}'}.bin"
-        (folder / files[iteration]).write_bytes(graph.file)
+        write_packed(folder / files[iteration], graph.file)
     floats = TensorProto.FLOAT
     inputs = [
         helper.make_tensor_value_info("picture", floats, ["N", 3, 32, 32]),
@@ -176,9 +177,9 @@ def write_net(run: Run, folder: Path) -> dict:
     proto = helper.make_graph(graph.nodes, run.name, inputs, outputs, graph.weights)
     opset = [helper.make_opsetid("", 17)]
     content = helper.make_model(proto, opset_imports=opset, ir_version=8)
-    (folder / f"{run.name}.onnx").write_bytes(content.SerializeToString())
+    write_packed(folder / f"{run.name}-graph.bin", content.SerializeToString())
     return {
-        "graph": f"{run.name}.onnx",
+        "graph": f"{run.name}-graph.bin",
         "weights": files,
         "outputs": list(graph.outputs),
         "places": graph.places,
@@ -216,7 +217,11 @@ def write_explorer(
         "note": f"{data.note} Networks: {', '.join(r.name for r in runs.values())}.",
     }
     (folder / f"{file}.json").write_text(json.dumps(about))
-    (folder / f"{file}.bin").write_bytes(pixels.numpy().tobytes())
+    write_packed(folder / f"{file}.bin", pixels.numpy().tobytes())
+
+
+def write_packed(path: Path, content: bytes) -> None:
+    path.write_bytes(gzip.compress(content, mtime=0))
 
 
 def write_page(folder: Path, data: Dataset | None = None) -> None:
@@ -231,9 +236,7 @@ def write_page(folder: Path, data: Dataset | None = None) -> None:
     scripts = [library / "explorer.js", HERE / "page.js", ENGINE / ENGINE_SCRIPT]
     for file in (*scripts, library / "explorer.css"):
         shutil.copy(file, folder)
-    # Packed here: not every host packs a file of this kind on its way.
-    packed = gzip.compress((ENGINE / ENGINE_BINARY).read_bytes(), mtime=0)
-    (folder / "engine.bin").write_bytes(packed)
+    write_packed(folder / "engine.bin", (ENGINE / ENGINE_BINARY).read_bytes())
     page = (HERE / "explorer.html").read_text("utf-8")
     if not real:
         page = page.replace('<details id="history">', '<details id="history" hidden>')
