@@ -71,6 +71,12 @@ function onDarkGround(element) {
   return false;
 }
 
+/** How bright a colour looks, from 0 to 1, as the rules on contrast define it. */
+function luminance(...colour) {
+  const [r, g, b] = colour.map((part) => (part / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
 /** 256 colours from blue over the ground to red. */
 function palette(dark) {
   const [low, middle, high] = dark
@@ -355,6 +361,7 @@ class View {
     this.body = h("div.rx-body");
     this.say = h("div.rx-say", { role: "status", "aria-live": "polite" });
     this.root.replaceChildren(this.body, this.say, this.veil);
+    this.showSaved(); // until somebody answers
     this.backend.silent = (words) => this.cover(words);
     const { about, thumbnails } = await this.backend.about();
     this.about = about;
@@ -377,14 +384,14 @@ class View {
   cover(words) {
     this.veil.hidden = !words;
     this.body.inert = Boolean(words);
-    if (!words) return;
+    if (words) this.veil.replaceChildren(h("p", {}, words));
+  }
+
+  showSaved() {
     const saved = this.state.get("saved");
-    this.veil.replaceChildren(h("p", {}, words));
-    if (!this.about && saved?.byteLength) {
-      const address = URL.createObjectURL(new Blob([saved], { type: "image/png" }));
-      const image = h("img.rx-saved", { src: address, alt: this.state.get("words") });
-      this.body.replaceChildren(image);
-    }
+    if (!saved?.byteLength) return;
+    const address = URL.createObjectURL(new Blob([saved], { type: "image/png" }));
+    this.body.append(h("img.rx-saved", { src: address, alt: this.state.get("words") }));
   }
 
   // - what is shown -
@@ -1191,7 +1198,7 @@ class View {
       const [r, g, b] = this.colours.subarray(index, index + 3);
       const cell = h("span", {}, number(value, 2));
       cell.style.background = `rgb(${r},${g},${b})`;
-      cell.style.color = 0.3 * r + 0.59 * g + 0.11 * b > 128 ? "#000" : "#fff";
+      cell.style.color = luminance(r, g, b) > 0.179 ? "#000" : "#fff"; // above 4.5:1
       return cell;
     });
     return h("span.rx-grid", { role: "img", "aria-label": words }, ...cells);
@@ -1323,6 +1330,7 @@ function buildPad(root, done) {
 // --- backends ---------------------------------------------------------------------------
 
 const WAIT = 8000; // milliseconds for an answer from the kernel
+const FIRST = 3000; // for the first one: mostly a notebook reopened, and nobody there
 
 /** PyTorch in the kernel behind an anywidget model. */
 export function kernelBackend(model) {
@@ -1371,7 +1379,7 @@ export function kernelBackend(model) {
     own: (pixels) => ask("own", {}, [pixels.buffer]),
     stop: () => model.off("msg:custom", hear),
   };
-  let heard = Date.now();
+  let heard = 0; // when the kernel answered last
 
   function hear(content, buffers) {
     const question = waiting.get(content.id);
@@ -1393,7 +1401,7 @@ export function kernelBackend(model) {
     const id = `${me}-${count++}`;
     return new Promise((resolve, reject) => {
       const missed = () => backend.silent("The kernel does not answer. Run this cell to use the explorer; if another cell is running, it goes on after that.");
-      const timer = setTimeout(missed, WAIT);
+      const timer = setTimeout(missed, heard ? WAIT : FIRST);
       waiting.set(id, { resolve, reject, timer, early });
       try {
         model.send({ kind, id, ...body }, undefined, buffers);
