@@ -47,9 +47,11 @@ nets = {{title: load_run(name) for title, name in {RUNS}.items()}}
 explorer = Explorer(nets, data, block="layer2.1")
 explorer""",
     "history = Explorer({'net': load_run('resnet18-paper-64k')}, data)\nhistory",
+    "explorer",  # a second view
     "explorer.block = 'layer3.0'; explorer.pixel = [2, 3]; print('set')",
 )
-NAME = "explorer.ipynb"
+NAME, REOPENED = "explorer.ipynb", "reopened.ipynb"
+COMMITTED = next(Path(__file__).parents[2].glob("notebooks/06_*.ipynb"))
 
 
 def serve(app: str, folder: Path, theme: str) -> tuple[subprocess.Popen, str]:
@@ -100,6 +102,7 @@ def page(request, tmp_path_factory):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     content = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(content, folder / NAME)
+    shutil.copy(COMMITTED, folder / REOPENED)
     path, theme = APPS[request.param]
     server, address = serve(request.param, folder, theme)
     PICTURES.mkdir(exist_ok=True)
@@ -109,10 +112,10 @@ def page(request, tmp_path_factory):
             browser = play.chromium.launch(executable_path=shutil.which("chromium"))
             page = browser.new_page(viewport={"width": 1280, "height": 1400})
             page.set_default_timeout(MINUTE)
-            page.application = request.param
+            page.application, page.notebooks = request.param, f"{address}{path}"
             page.wrong = []
             page.on("pageerror", lambda error: page.wrong.append(error))
-            page.goto(f"{address}{path}{NAME}", timeout=3 * MINUTE)
+            page.goto(page.notebooks + NAME, timeout=3 * MINUTE)
             run_all(page)
             for number in range(2):
                 page.locator(".rx").nth(number).scroll_into_view_if_needed()
@@ -407,6 +410,35 @@ def test_nothing_overflows_on_a_narrow_screen(page):
     assert wide == []
 
 
+def test_two_views_show_the_same(page):
+    one, other = page.locator(".rx").first, page.locator(".rx").nth(2)
+    switch = ".rx-switch >> nth=4"
+    answered(page, lambda: one.locator(switch).click())
+    expect(other.locator(switch)).to_have_attribute("aria-checked", "false")
+    other.scroll_into_view_if_needed()
+    other.get_by_text("make all whole").click()
+    expect(one.locator(switch)).to_have_attribute("aria-checked", "true")
+
+
+def test_it_works_again_after_a_restart(page):
+    first(page).evaluate("root => root.classList.add('before')")
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text(re.compile("^Restart Kernel…")).first.click()
+    page.get_by_role("button", name="Restart", exact=True).click()
+    time.sleep(5)
+    first(page).locator(".rx-switch").first.click()  # nobody is there
+    expect(first(page).locator(".rx-veil")).to_be_visible(timeout=MINUTE)
+    shoot(first(page), page, "restarted")
+    for _ in range(3):
+        run_all(page)
+        if not page.locator(".rx.before").count():
+            break
+    page.locator(".rx[data-looks]").first.wait_for()
+    expect(first(page).locator(".rx-veil")).to_be_hidden()
+    answered(page, lambda: first(page).locator(".rx-switch").nth(3).click())
+    answered(page, lambda: first(page).get_by_text("make all whole").click())
+
+
 def test_a_dead_kernel_shows_a_veil(page):
     rx = first(page)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
@@ -417,3 +449,16 @@ def test_a_dead_kernel_shows_a_veil(page):
     expect(rx.locator(".rx-veil")).to_contain_text("Run this cell")
     assert rx.locator(".rx-body").evaluate("body => body.inert")
     shoot(rx, page, "veil")
+
+
+def test_a_reopened_notebook_shows_the_saved_picture(page):
+    """The committed notebook, not run: its new kernel knows no explorer."""
+    page.goto(page.notebooks + REOPENED, timeout=3 * MINUTE)
+    picture = page.locator("img.rx-saved").first
+    picture.scroll_into_view_if_needed(timeout=3 * MINUTE)
+    assert picture.evaluate("image => image.naturalWidth") > 500
+    assert "layer" in picture.get_attribute("alt")
+    rx = first(page)
+    expect(rx.locator(".rx-veil")).to_contain_text("Run this cell", timeout=MINUTE)
+    assert rx.locator("button, input").count() == 0  # nothing that could move
+    shoot(rx, page, "reopened")

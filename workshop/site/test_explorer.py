@@ -6,6 +6,7 @@ cut, it is light, and it answers quickly.
 
 import base64
 import gzip
+import os
 import shutil
 import statistics
 import threading
@@ -84,7 +85,7 @@ def page(browser, host):
 
 
 def test_it_is_ready_soon(browser, host):
-    """The best of three: a busy machine is no slow page."""
+    """The best of three, with more time on a busy machine: that is no slow page."""
     seconds = []
     for _ in range(3):
         page = new_page(browser, host)
@@ -94,7 +95,7 @@ def test_it_is_ready_soon(browser, host):
         seconds.append(time.perf_counter() - start)
         page.close()
     print("ready after", ", ".join(f"{s:.1f} s" for s in seconds))
-    assert min(seconds) < READY
+    assert min(seconds) < READY * max(1, os.getloadavg()[0] / os.cpu_count())
 
 
 def on_the_wire(page: Page) -> dict[str, int]:
@@ -313,4 +314,54 @@ def test_a_training_is_played_back(browser, host, nets):
         inside = look_inside(model, x)
         size = max(1, max(float(part.abs().max()) for part in inside.parts.values()))
         assert difference(inside, logits, parts) < 1e-3 * size
+    assert page.wrong == []
+
+
+CONTRAST = """() => {
+    const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+        .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = (e) => {
+        for (; e; e = e.parentElement) {
+            const rgb = channels(getComputedStyle(e).backgroundColor);
+            if (rgb.length < 4 || rgb[3] === 1) return rgb;
+        }
+        return [255, 255, 255];
+    };
+    const speaks = (e) => [...e.childNodes].some(
+        (node) => node.nodeType === 3 && node.textContent.trim());
+    const found = [];
+    for (const e of document.querySelectorAll('body *')) {
+        if (!speaks(e) || !e.checkVisibility() || e.closest(':disabled, script, title'))
+            continue;
+        const style = getComputedStyle(e);
+        const text = e.closest('svg') ? style.fill : style.color;
+        const [a, b] = [light(channels(text)), light(ground(e))];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        found.push([ratio, `${e.className.baseVal ?? e.className} ${e.textContent}`]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_can_be_read(browser, host, scheme):
+    """Contrast of at least 4.5 to 1, with everything open that has words."""
+    page = new_page(browser, host, color_scheme=scheme)
+    page.goto(host + "explorer.html")
+    page.locator(".rx[data-looks]").wait_for()
+    page.locator("#history summary").first.click()
+    page.locator("#history .rx[data-looks]").wait_for()
+    for number in range(2):
+        rx = page.locator(".rx").nth(number)
+        rx.locator("figure[data-step=f] canvas").click(position={"x": 40, "y": 40})
+        rx.locator(".rx-windows[data-value]").wait_for()
+    page.locator(".rx-switch").nth(3).click()
+    page.locator(".rx").first.get_by_text("the mark").wait_for()
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 150
+    ratio, words = min(found)
+    print(f"{scheme}: the least contrast is {ratio:.1f}, of {words!r}")
+    assert ratio >= 4.5, sorted(found)[:10]
     assert page.wrong == []
