@@ -47,7 +47,7 @@ nets = {{title: load_run(name) for title, name in {RUNS}.items()}}
 explorer = Explorer(nets, data, block="layer2.1")
 explorer""",
     "history = Explorer({'net': load_run('resnet18-paper-64k')}, data)\nhistory",
-    "explorer",  # a second view
+    "history",  # a second view
     "explorer.block = 'layer3.0'; explorer.pixel = [2, 3]; print('set')",
 )
 NAME, REOPENED = "explorer.ipynb", "reopened.ipynb"
@@ -413,13 +413,14 @@ def test_nothing_overflows_on_a_narrow_screen(page):
 
 
 def test_two_views_show_the_same(page):
-    one, other = page.locator(".rx").first, page.locator(".rx").nth(2)
-    switch = ".rx-switch >> nth=4"
-    answered(page, lambda: one.locator(switch).click())
-    expect(other.locator(switch)).to_have_attribute("aria-checked", "false")
-    other.scroll_into_view_if_needed()
-    other.get_by_text("make all whole").click()
-    expect(one.locator(switch)).to_have_attribute("aria-checked", "true")
+    one, other = page.locator(".rx").nth(1), page.locator(".rx").nth(2)
+    for here, there in ((one, other), (other, one)):
+        here.scroll_into_view_if_needed()
+        here.locator(".rx-switch").nth(4).click()
+        switch = there.locator(".rx-switch").nth(4)
+        expect(switch).to_have_attribute("aria-checked", "false")
+        here.get_by_text("make all whole").click()
+        expect(switch).to_have_attribute("aria-checked", "true")
 
 
 def test_it_works_again_after_a_restart(page):
