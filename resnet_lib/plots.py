@@ -146,20 +146,24 @@ def image_grid(
 
 
 def training_curves(
-    history: Sequence[dict] | pd.DataFrame, milestones: Sequence[int] = ()
+    history: Sequence[dict] | pd.DataFrame,
+    milestones: Sequence[int] = (),
+    colour: str = RESIDUAL,
 ) -> Sequence[Axes]:
-    """Loss and error of one run against iterations, training and test.
+    """Loss and error of one run against iterations: test in `colour`, training dashed.
 
     `history` has the columns of `runs.COLUMNS`; a dotted line marks each milestone.
     """
     history = pd.DataFrame(history)
     axes = plt.subplots(1, 2, figsize=(10, 3.5))[1]
     for ax, what in zip(axes, ("loss", "error"), strict=True):
-        for part, style in (("train", "-"), ("test", "--")):
+        for part, style, ink in (("train", "--", "0.45"), ("test", "-", colour)):
             curve = history[["iteration", f"{part}_{what}"]].dropna()
             values = curve[f"{part}_{what}"] * (100 if what == "error" else 1)
-            marker = "o" if len(curve) < 12 else None
-            ax.plot(curve["iteration"], values, style, marker=marker, ms=4, label=part)
+            look = {"marker": "o" if len(curve) < 12 else None, "ms": 4, "color": ink}
+            ax.plot(curve["iteration"], values, style, label=part, **look)
+        if history["iteration"].max() >= 10_000:
+            ax.xaxis.set_major_formatter(lambda count, _: f"{count / 1000:g}k")
         for milestone in milestones:
             ax.axvline(milestone, color="black", linestyle=":", linewidth=1)
         ax.set(xlabel="iteration", ylabel="error (%)" if what == "error" else "loss")

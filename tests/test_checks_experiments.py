@@ -255,7 +255,7 @@ def check_start(answer):
 
 # A judge, wrong answers, right ones, and what the praise says.
 EXERCISES = [
-    (check_start, STARTS, [start()], r"from .*\b\d\d? % from yours"),
+    (check_start, STARTS, [start()], r"\d %.*\d % from yours.*residual.*\d %"),
     (checks.check_predicted_block, PREDICTIONS, [rows(0, 0, 3, 0)], "mirror"),
     (checks.check_clipped_shares, SHARES, [shares, step_by_step], ""),
     (checks.check_gradient_ratio, RATIOS, [measured()], "1.1 at 8 .* 20 at 32.*0.5 at"),
