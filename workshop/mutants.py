@@ -13,6 +13,10 @@ The changes are mutmut's. Its own runner passes over decorated functions and ove
 that stands outside functions, here each property and the recipe's defaults. So a
 process that has PyTorch in memory forks, imports the module with the change in it, and
 runs the tests that come by the changed lines, quick ones first, to the first failure.
+
+Some survivors change nothing that a test could see: hints at speed (`non_blocking`,
+`fused`, `pin_memory`), the device where there is only one, a number's format where
+both hold it.
 """
 
 import argparse
