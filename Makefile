@@ -1,7 +1,8 @@
 # lab: open the first notebook · test: lint, unit tests, every notebook · train: the paper's run
 # reproduce: the runs of a plan · colab, site-test: the other ways in · browser: the widgets
 .PHONY: lab test lint unit records notebooks-cifar10 notebooks-digits train reproduce notebooks \
-        results badges colab site site-test browser latency bench widgets7 faults clean
+        results badges colab site site-test browser latency bench widgets7 faults \
+        mutants clean
 
 # A relative RESNET_LIB_DATA means the same folder for a notebook as for this Makefile.
 # The shell joins the two, since make would cut a path at a space and read a $ in it; the
@@ -70,6 +71,11 @@ faults: .venv/ready
 	    $(BIN)/python -m pytest -s tests/faults/harness_training.py \
 	    tests/faults/fuzz_doors.py
 
+# One small change to the core at a time, and a test has to fail; goes on where it was
+# stopped. ARGS="recipe data" tries some modules, ARGS="--changed main" some lines.
+mutants: .venv/mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -m workshop.mutants $(ARGS)
+
 # The address in pyproject.toml, carried to every badge, set-up cell and link.
 badges: .venv/ready
 	$(BIN)/python -m workshop.badges
@@ -129,6 +135,10 @@ widgets7: .widgets7/ready
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+.venv/mutants: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[mutants,test]'
+	touch $@
+
 # Colab has more packages than these, but none that the notebooks need.
 .colab/ready: tests/colab-constraints.txt
 	$(COLAB_PYTHON) -m venv .colab
@@ -153,4 +163,4 @@ widgets7: .widgets7/ready
 	touch $@
 
 clean:
-	rm -rf .venv .colab .site .widgets7
+	rm -rf .venv .colab .site .widgets7 .mutants

@@ -133,15 +133,6 @@ def test_a_net_of_silent_blocks_equals_the_shallower_net():
 # --- shortcuts ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["A", "B", "C"])
-@pytest.mark.parametrize("size", [(6, 6), (7, 5), (1, 1)], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
-def test_shortcuts_have_the_shape_of_the_branch(shape, size, kind):
-    x = images(2, shape[0], *size)
-    branch = nn.Conv2d(shape[0], shape[1], 3, shape[2], padding=1)
-    assert make_shortcut(kind, *shape)(x).shape == branch(x).shape
-
-
 def test_what_each_shortcut_costs():
     same, wider = (16, 16, 1), (16, 32, 2)
     assert [count(make_shortcut(kind, *same)) for kind in "ABC"] == [0, 0, 16 * 16 + 32]
@@ -169,23 +160,6 @@ def test_shortcut_a_picks_pixels_and_pads_zeros():
     y.sum().backward()
     assert x.grad.sum() == y[:, :4].numel() and set(x.grad.unique().tolist()) == {0, 1}
     assert not PaddedIdentity(4, 6, stride=2).state_dict()
-
-
-def test_shortcut_a_keeps_the_kind_of_numbers():
-    assert (
-        PaddedIdentity(4, 8, 2)(images(1, 4, 4, 4).bfloat16()).dtype is torch.bfloat16
-    )
-
-
-def test_the_projection_is_a_matrix_at_every_second_pixel():
-    conv, bn = shortcut = make_shortcut("B", 4, 6, stride=2)
-    scramble(shortcut).eval()
-    x = images(2, 4, 7, 7)
-    y = torch.einsum("oc,nchw->nohw", conv.weight[:, :, 0, 0], x[:, :, ::2, ::2])
-    scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-    y = (y - bn.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
-    torch.testing.assert_close(shortcut(x), y + bn.bias.view(-1, 1, 1))
-    assert conv.bias is None
 
 
 # --- networks -------------------------------------------------------------------------
@@ -327,13 +301,6 @@ def test_bad_shortcuts_are_refused():
         make_shortcut("A", 8, 4)
 
 
-def test_widths_and_depths_must_pair():
-    with pytest.raises(ValueError, match="one width and one depth per stage"):
-        ResNet((16, 32), (2, 2, 2))
-    with pytest.raises(ValueError, match="one width and one depth per stage"):
-        ResNet((), ())
-
-
 @pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101", "plain152"])
 def test_the_imagenet_nets_are_not_built_under_their_names(name):
     with pytest.raises(ValueError, match=f"{name}: .* for ImageNet") as caught:
@@ -349,10 +316,14 @@ def test_the_imagenet_nets_are_not_built_under_their_names(name):
 
 @pytest.mark.parametrize(
     ("widths", "depths"),
-    [((16, 32), (1.5, 2)), ((0, 8), (1, 1)), ((8,), ("2",)), ((16.0,), (1,))],
+    [
+        *[((16, 32), (2, 2, 2)), ((), ()), ((16, 32), (1.5, 2))],
+        *[((0, 8), (1, 1)), ((8,), ("2",)), ((16.0,), (1,))],
+    ],
 )
-def test_widths_and_depths_are_whole_numbers(widths, depths):
-    with pytest.raises(ValueError, match="each a whole number, 1 or more: got"):
+def test_a_width_and_a_depth_for_each_stage(widths, depths):
+    told = "one width and one depth per stage, each a whole number, 1 or more: got"
+    with pytest.raises(ValueError, match=told):
         ResNet(widths, depths)
 
 
@@ -365,13 +336,16 @@ GOOD = torch.rand(2, 3, 32, 32)
         (GOOD[0], "(N, 3, H, W), got (3, 32, 32). Add the batch", "x[None]"),
         (GOOD[0].permute(1, 2, 0), "got (32, 32, 3)", "x.permute(2, 0, 1)[None]"),
         (GOOD.permute(0, 2, 3, 1), "got (2, 32, 32, 3)", "x.permute(0, 3, 1, 2)"),
-        (
-            GOOD[:, :1],
-            "Build the network with in_channels=1",
-            "x.expand(-1, 3, -1, -1)",
-        ),
+        (GOOD[:, :1], "network with in_channels=1", "x.expand(-1, 3, -1, -1)"),
         (torch.rand(2, 4, 32, 32), "with in_channels=4", "x[:, :3]"),
         (GOOD.numpy(), "got ndarray. Convert", "torch.from_numpy(x)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "got torch.uint8", None),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "Normalise them first", None),
+        (torch.rand(2, 5, 32, 32), "Build the network with in_channels=5.", None),
+        (torch.rand(32, 32), "four dimensions", None),
+        (torch.rand(2, 3, 0, 32), "1 × 1 pixel or more", None),
+        ([1, 2], "got list", None),
+        (None, "got NoneType", None),
     ],
 )
 def test_wrong_images_are_told_what_mends_them(x, words, mended):
@@ -379,26 +353,9 @@ def test_wrong_images_are_told_what_mends_them(x, words, mended):
     with pytest.raises(ValueError) as caught:
         model(x)
     assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert mended in str(caught.value)
-    assert model(eval(mended)).shape[1] == 10
-
-
-@pytest.mark.parametrize(
-    ("x", "words"),
-    [
-        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "got torch.uint8"),
-        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "Normalise them first"),
-        (torch.rand(2, 5, 32, 32), "Build the network with in_channels=5."),
-        (torch.rand(32, 32), "four dimensions"),
-        (torch.rand(2, 3, 0, 32), "1 × 1 pixel or more"),
-        ([1, 2], "got list"),
-        (None, "got NoneType"),
-    ],
-)
-def test_other_wrong_images(x, words):
-    with pytest.raises(ValueError) as caught:
-        get_model("resnet8").eval()(x)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    if mended:
+        assert mended in str(caught.value)
+        assert model(eval(mended)).shape[1] == 10
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
@@ -417,13 +374,7 @@ def test_other_image_sizes_are_welcome(size):
 
 # --- tools that read the network ------------------------------------------------------
 
-NETS = [
-    ("resnet18", None),
-    ("plain20", None),
-    ("resnet20", "A"),
-    ("resnet20", "B"),
-    ("resnet20", "C"),
-]
+NETS = [("resnet18", "B"), ("plain14", None), ("resnet14", "A"), ("resnet14", "C")]
 
 
 @pytest.fixture(params=NETS, ids=str)

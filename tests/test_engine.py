@@ -35,7 +35,7 @@ DRAW = torch.Generator().manual_seed(0)
 
 
 def pictures(count):
-    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=DRAW)
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=DRAW)
     return Images(pixels.to(torch.uint8), torch.arange(count) % 10)
 
 
@@ -95,7 +95,7 @@ class NoHostReads(TorchDispatchMode):
 def test_an_update_reads_no_number_back():
     state = Training(small_net(), DATA, RECIPE, "cpu")
     plan = state.batches.next_plan()
-    for size in (32, 16):
+    for size in (16, 8):
         with NoHostReads():
             state.update(plan, size)
     with pytest.raises(AssertionError), NoHostReads():
@@ -129,9 +129,9 @@ def test_a_quiet_run_reads_no_loss_between_rows(monkeypatch):
         "_window",
         lambda state: reads.append(state.iteration) or window(state),
     )
-    recipe = dataclasses.replace(RECIPE.scaled(45), log_every=40, eval_every=45)
+    recipe = dataclasses.replace(RECIPE.scaled(25), log_every=22, eval_every=25)
     fit(small_net(), DATA, recipe, progress=False)
-    assert reads == [40, 45]
+    assert reads == [22, 25]
 
 
 # --- as on a GPU ----------------------------------------------------------------------
@@ -155,7 +155,7 @@ def recorder(monkeypatch):
 
 def test_a_replayed_training_is_the_eager_one(recorder):
     """Warm-up leaves no trace, momentum begins as zeros, each call counts once."""
-    recipe = dataclasses.replace(RECIPE, small_until=(3,), small_size=(16,))
+    recipe = dataclasses.replace(RECIPE, small_until=(3,), small_size=(8,))
     eager, replayed = (
         Training(small_net(), DATA, recipe, "cpu", graphed=graphed)
         for graphed in (False, True)
@@ -176,10 +176,10 @@ def test_a_replay_reads_the_rate_of_the_day(recorder):
     before = state.model.conv1.weight.clone()
     plan = state.batches.next_plan()
     state._set_rate(0.0)
-    state.graphs[32](plan)
+    state.graphs[16](plan)
     assert torch.equal(state.model.conv1.weight, before)
     state._set_rate(1.0)
-    state.graphs[32](plan)
+    state.graphs[16](plan)
     assert (state.model.conv1.weight - before).abs().max() > 0.01
 
 

@@ -8,6 +8,7 @@ would be held by nothing, so it fails too.
 """
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -123,6 +124,7 @@ def rate(recipe, iteration, warming):
     return recipe.lr / 10 ** sum(iteration >= step for step in recipe.milestones)
 
 
+@functools.cache
 def by_hand(recipe):
     """The final weights and running statistics, and the rows of the history."""
     cut = COUNT - recipe.validation
@@ -226,20 +228,17 @@ def close(ours, theirs, rel=1e-4):
 @pytest.mark.parametrize(("field", "change"), TABLE, ids=str)
 def test_fit_arrives_where_pencil_and_paper_do(field, change):
     recipe = dataclasses.replace(BASE, **change)
-    assert close(by_the_library(recipe), by_hand(recipe))
-
-
-@pytest.mark.parametrize(("field", "change"), TABLE[1:], ids=str)
-def test_every_case_would_show_a_field_that_is_ignored(field, change):
+    ours = by_the_library(recipe)
+    assert close(ours, by_hand(recipe))
+    if field == "no field":
+        return
+    # And elsewhere, if the field were ignored; one without the other may be refused.
     ignored = {k: v for k, v in change.items() if k != field}
     if field == "schedule":
-        ignored = change | {"schedule": "steps"}
-    if field in ("small_until", "small_size"):
-        ignored = {}  # one without the other is refused
-    if field == "warmup_lr":
+        ignored["schedule"] = "steps"
+    if field in ("small_until", "small_size", "warmup_lr"):
         ignored = {}
-    with_it, without = (dataclasses.replace(BASE, **c) for c in (change, ignored))
-    assert not close(by_hand(with_it), by_hand(without))
+    assert not close(ours, by_hand(dataclasses.replace(BASE, **ignored)))
 
 
 def test_every_field_has_its_case():

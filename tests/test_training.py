@@ -11,35 +11,45 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 
 from resnet_lib import (
     PAPER,
+    QUICK,
     SMOOTHED,
+    Images,
     Recipe,
     evaluate,
     fit,
     get_model,
     learning_rate_at,
-    train_step,
 )
 from resnet_lib.checkpoints import RunFolder, _to_bytes
 from resnet_lib.data import Normalisation, shrunk
 from resnet_lib.datasets import load_digits
 from resnet_lib.device import device_profile
 from resnet_lib.fit import expected_minutes
+from resnet_lib.recipe import ABOVE_ZERO
 from resnet_lib.runs import Run, load_run, read_history, recorded_runs
 from resnet_lib.train import main, parser, recipe_from
 from resnet_lib.training import Training
 
-DIGITS = load_digits()
+WHOLE = load_digits()
+
+
+def few(images, count):
+    """Every second pixel: they are 8×8, and four times as large as that."""
+    return Images(images.images[:count, :, ::2, ::2], images.labels[:count])
+
+
+DIGITS = dataclasses.replace(
+    WHOLE, train=few(WHOLE.train, 700), test=few(WHOLE.test, 60)
+)
 SHORT = Recipe(
     iterations=24,
     milestones=(12, 18),
     batch_size=16,
-    validation=100,
+    validation=40,
     log_every=4,
     eval_every=12,
     precision="fp32",
@@ -60,48 +70,22 @@ def weights(model):
 # --- the recipe ----------------------------------------------------------------------
 
 
+TRIANGLE = Recipe(100, milestones=(20,), schedule="triangular", lr=0.2)
+
+
 @pytest.mark.parametrize(
-    ("iteration", "rate"),
-    [(0, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001)],
+    ("recipe", "rates"),
+    [
+        (PAPER, {0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}),
+        # The first update already learns, and so does the last.
+        (TRIANGLE, {0: 0.01, 19: 0.2, 20: 0.2, 60: 0.1, 99: 0.0025}),
+        (TRIANGLE.scaled(50), {0: 0.02, 9: 0.2, 30: 0.1}),
+    ],
+    ids=["steps", "triangular", "half as long"],
 )
-def test_schedule_at_its_corners(iteration, rate):
-    assert learning_rate_at(iteration, PAPER) == pytest.approx(rate, rel=1e-12)
-
-
-def test_triangular_schedule():
-    recipe = Recipe(100, milestones=(20,), schedule="triangular", lr=0.2)
-    rates = [learning_rate_at(i, recipe) for i in range(100)]
-    assert rates[0] == pytest.approx(0.01)  # the first update already learns
-    assert max(rates) == rates[19] == rates[20] == 0.2
-    assert rates[60] == pytest.approx(0.1)
-    assert rates[99] == pytest.approx(0.2 / 80)  # and so does the last
-    half = recipe.scaled(50)
-    assert [learning_rate_at(i, half) for i in (9, 30)] == pytest.approx([0.2, 0.1])
-    for milestones in [(), (20, 50), (0,), (100,)]:
-        with pytest.raises(ValueError, match="has one, its peak, between 0 and 100"):
-            dataclasses.replace(recipe, milestones=milestones)
-    with pytest.raises(ValueError, match="choose from 'steps', 'triangular'"):
-        Recipe(schedule="cosine")
-
-
-def test_small_images_first():
-    few = {"milestones": (), "batch_size": 16, "validation": 100}
-    recipe = Recipe(5, **few, small_until=(1, 3), small_size=(16, 24))
-    sizes = []
-    net = small_net()
-    net.conv1.register_forward_pre_hook(
-        lambda conv, x: sizes.append(x[0].shape[2:]) if conv.training else None
-    )
-    fit(net, DIGITS, recipe, progress=False)
-    # In training; it is judged at full size.
-    assert [height for height, _ in sizes] == [16, 24, 24, 32, 32]
-    assert recipe.scaled(10).small_until == (2, 6)
-    for until in [(1, 6), (3, 1)]:
-        with pytest.raises(ValueError, match=r"between 0 and the end, 5|rising order"):
-            dataclasses.replace(recipe, small_until=until)
-    for size in [(16,), (16, 0)]:
-        with pytest.raises(ValueError, match="for each of small_until"):
-            dataclasses.replace(recipe, small_size=size)
+def test_rates_at_the_corners_of_a_schedule(recipe, rates):
+    found = {iteration: learning_rate_at(iteration, recipe) for iteration in rates}
+    assert found == pytest.approx(rates, rel=1e-12)
 
 
 def test_a_shrunk_pixel_is_a_weighted_mean():
@@ -111,82 +95,58 @@ def test_a_shrunk_pixel_is_a_weighted_mean():
     assert small.tolist() == [0] * 7 + [0.125, 0.875] + [1] * 7
 
 
-def test_paper_recipe_is_the_papers():
-    assert (PAPER.iterations, PAPER.milestones) == (64_000, (32_000, 48_000))
-    assert (PAPER.lr, PAPER.momentum, PAPER.weight_decay) == (0.1, 0.9, 1e-4)
-    assert (PAPER.batch_size, PAPER.label_smoothing, PAPER.validation) == (128, 0, 5000)
-    assert SMOOTHED.label_smoothing == 0.1
-
-
-def test_scaled_moves_the_milestones_and_nothing_else():
-    half = PAPER.scaled(32_000)
-    assert half.milestones == (16_000, 24_000)
-    assert (
-        dataclasses.replace(half, iterations=64_000, milestones=(32_000, 48_000))
-        == PAPER
-    )
+def test_the_defaults_are_the_papers():
+    paper = {
+        **{"iterations": 64_000, "milestones": (32_000, 48_000), "schedule": "steps"},
+        **{"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4},
+        **{"batch_size": 128, "label_smoothing": 0, "validation": 5_000},
+        **{"warmup_lr": None, "warmup_error": 0.8},  # given for 110 layers
+    }
+    assert paper.items() <= dataclasses.asdict(PAPER).items()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "recipe"),
     [
-        ({"iterations": 0}, "above 0"),
-        ({"lr": -1}, "above 0"),
-        ({"milestones": (5, 3)}, "rising"),
-        ({"label_smoothing": 1.0}, "below 1"),
-        ({"precision": "fp8"}, "choose"),
+        ("resnet18-paper-64k", PAPER),
+        ("resnet18-smoothed-32k", SMOOTHED.scaled(32_000)),
+        ("resnet18-quick-24k-bf16", dataclasses.replace(QUICK, precision="bf16")),
     ],
 )
-def test_bad_recipe_says_the_remedy(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_named_recipe_is_what_the_recorded_runs_carried_out(name, recipe):
+    assert Recipe(**load_run(name).recipe) == recipe
+
+
+def test_scaled_moves_the_steps_and_nothing_else():
+    half = QUICK.scaled(12_000)
+    assert (half.milestones, half.small_until) == ((2_400,), (4_200, 9_600))
+    steps = {name: getattr(QUICK, name) for name in ("milestones", "small_until")}
+    assert dataclasses.replace(half, iterations=24_000, **steps) == QUICK
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        *[({name: 0}, "above 0") for name in ABOVE_ZERO],
+        *[({name: 1.0}, "below 1") for name in ("momentum", "label_smoothing")],
+        ({"milestones": (5, 3)}, "rising order"),
+        ({"small_until": (3, 1), "small_size": (8, 8)}, "rising order"),
+        ({"small_until": (64_001,), "small_size": (8,)}, "between 0 and the end"),
+        ({"small_until": (9,), "small_size": (8, 8)}, "for each of small_until"),
+        ({"small_until": (9,), "small_size": (0,)}, "of pixels, 1 or more"),
+        *[
+            ({"schedule": "triangular", "milestones": m}, "one, its peak, between 0")
+            for m in [(), (20, 50), (0,), (64_000,)]
+        ],
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_be_is_refused(change, told):
+    with pytest.raises(ValueError, match=told):
         dataclasses.replace(PAPER, **change)
 
 
-def test_warm_up_holds_until_the_error_falls():
-    recipe = dataclasses.replace(SHORT, warmup_lr=0.01, warmup_error=0.0, validation=0)
-    rates = {
-        row["lr"] for row in fit(small_net(), DIGITS, recipe, progress=False).history
-    }
-    assert rates == {0.01}  # an error below 0 % is never reached
-    recipe = dataclasses.replace(recipe, warmup_error=1.1)
-    result = fit(small_net(), DIGITS, recipe, progress=False)
-    assert [row["lr"] for row in result.history][:2] == [0.01, 0.1]
-
-
 # --- one step, evaluation ------------------------------------------------------------
-
-
-def test_train_step_is_sgd_by_hand():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    images, labels = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 1, 0])
-    weight = net[1].weight.detach().clone().requires_grad_()
-    bias = net[1].bias.detach().clone().requires_grad_()
-    optimizer = torch.optim.SGD(net.parameters(), 0.5, 0.9, weight_decay=0.01)
-    speed = [0, 0]
-    for _ in range(2):  # the second shows momentum, and gradients left over
-        logits = images.flatten(1) @ weight.T + bias
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
-        gradients = torch.autograd.grad(loss, [weight, bias])
-        ours, wrong = train_step(net, optimizer, images, labels, 0.1)
-        torch.testing.assert_close(ours, loss.detach())
-        assert wrong == (logits.argmax(1) != labels).sum()
-        with torch.no_grad():
-            for i, p in enumerate((weight, bias)):
-                speed[i] = 0.9 * speed[i] + gradients[i] + 0.01 * p
-                p -= 0.5 * speed[i]
-    torch.testing.assert_close(net[1].weight, weight)
-    torch.testing.assert_close(net[1].bias, bias)
-
-
-def test_a_row_wherever_the_network_is_judged():
-    steps = {"iterations": 12, "milestones": (), "log_every": 5, "eval_every": 4}
-    few = dataclasses.replace(DIGITS, test=DIGITS.test[:40])
-    recipe = dataclasses.replace(SHORT, validation=0, **steps)
-    rows = fit(small_net(), few, recipe, progress=False).history
-    assert [row["iteration"] for row in rows] == [4, 5, 8, 10, 12]
-    judged = [row["iteration"] for row in rows if row["test_error"] >= 0]
-    assert judged == [4, 8, 12]
 
 
 def test_evaluation_leaves_every_mode_as_it_was():
@@ -211,14 +171,15 @@ def test_auto_is_bf16_only_where_it_is_native(monkeypatch, native, precision):
 
 def test_evaluation_is_exact_whatever_the_batch_size():
     net, norm = small_net(), Normalisation.of(DIGITS.train.images)
-    whole = evaluate(net, DIGITS.test, norm, batch_size=360)
+    count = len(DIGITS.test)
+    whole = evaluate(net, DIGITS.test, norm, batch_size=count)
     for size in (1, 7, 1000):
         part = evaluate(net, DIGITS.test, norm, batch_size=size)
         assert part.loss == pytest.approx(whole.loss, rel=1e-5)
         assert part.error == whole.error
-    assert whole.confusion.sum() == 360
+    assert whole.confusion.sum() == count
     assert (whole.confusion.sum(1) == torch.bincount(DIGITS.test.labels)).all()
-    share = torch.bincount(DIGITS.test.labels) / 360
+    share = torch.bincount(DIGITS.test.labels) / count
     assert (whole.class_errors * share).sum() == pytest.approx(whole.error)
     assert net.training
 
@@ -245,12 +206,12 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     model = small_net()
     before, drawn = weights(model), torch.get_rng_state()
     recipe = Recipe(iterations=3_000, milestones=(), validation=37, eval_every=1_000)
-    minutes = expected_minutes(model, DIGITS, recipe)
+    minutes = expected_minutes(model, WHOLE, recipe)
     # 3,000 updates, and three looks at 37 + 360 images: about one update's work each.
     assert minutes == pytest.approx(3_003 * 0.02 / 60, rel=1e-3)
     # Half of the updates on a quarter of the pixels: three eighths less.
     recipe = dataclasses.replace(recipe, small_until=(1_500,), small_size=(16,))
-    minutes = expected_minutes(model, DIGITS, recipe)
+    minutes = expected_minutes(model, WHOLE, recipe)
     assert minutes == pytest.approx(1_878 * 0.02 / 60, rel=1e-3)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert torch.equal(weights(model), before)
@@ -468,21 +429,11 @@ def test_unknown_device_is_told():
         fit(small_net(), DIGITS, SHORT, device="abacus", progress=False)
 
 
-def test_bf16_agrees_with_fp32_at_the_start():
-    recipe = dataclasses.replace(SHORT, iterations=4, milestones=(), validation=0)
-    few = dataclasses.replace(DIGITS, test=DIGITS.test[:40])  # judged, not looked at
-    exact = fit(small_net(), few, recipe, progress=False).history[0]
-    recipe = dataclasses.replace(recipe, precision="bf16")
-    rounded = fit(small_net(), few, recipe, progress=False).history[0]
-    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.05)
-    assert rounded["train_loss"] != exact["train_loss"]
-
-
 # --- the command line ----------------------------------------------------------------
 
 ARGUMENTS = shlex.split(
-    "--model resnet8 --data digits --iterations 60 --batch-size 32 --validation 0 "
-    "--log-every 10 --eval-every 30 --precision fp32 --checkpoint-seconds 0.2"
+    "--model resnet8 --data digits --iterations 4 --batch-size 8 --validation 0 "
+    "--log-every 2 --eval-every 4 --precision fp32 --checkpoint-seconds 0.2"
 )
 
 
