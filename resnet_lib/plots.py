@@ -163,7 +163,7 @@ def training_curves(
             look = {"marker": "o" if len(curve) < 12 else None, "ms": 4, "color": ink}
             ax.plot(curve["iteration"], values, style, label=part, **look)
         if history["iteration"].max() >= 10_000:
-            ax.xaxis.set_major_formatter(lambda count, _: f"{count / 1000:g}k")
+            ax.xaxis.set_major_formatter(lambda n, _: f"{n / 1000:g}k" if n else "0")
         for milestone in milestones:
             ax.axvline(milestone, color="black", linestyle=":", linewidth=1)
         ax.set(xlabel="iteration", ylabel="error (%)" if what == "error" else "loss")
