@@ -153,4 +153,4 @@ widgets7: .widgets7/ready
 	touch $@
 
 clean:
-	rm -rf .venv .colab .site
+	rm -rf .venv .colab .site .widgets7

@@ -118,6 +118,49 @@ def test_the_answers_carry_every_number(explorer):
     assert "layer2.0.x" in names and "layer2.1.x" not in names  # the view knows it
 
 
+def test_only_what_a_lesion_changes_is_computed_and_sent_again(explorer):
+    """A view that keeps what it has ends up with every number, whatever came before."""
+    view = {title: {} for title in PAIR}  # what it has, by network and part
+    have, counts = None, []
+    lesions = ({}, {"layer3.1": 0}, {"layer2.1": 0.5}, {"layer1.0": 0}, {})
+    steps = [(picture, scales) for picture in (2, 5) for scales in lesions]
+    for number, (picture, scales) in enumerate(steps):
+        if number == 3:  # somebody goes on training the network on show
+            with torch.no_grad():
+                PAIR["residual"].bn1.bias += 0.5
+        question = {"scales": scales, "picture": picture, "have": have}
+        content, out = ask(explorer, "look", **question)
+        explorer.scales, explorer.picture = scales, picture
+        counts.append(sum(len(numbers) for numbers in out[1:]))
+        for net, numbers in zip(content["nets"], out[1:], strict=True):
+            start = 0
+            for name, shape in net["parts"]:
+                length = int(np.prod(shape))
+                view[net["title"]][name] = numbers[start : start + length]
+                start += length
+            inside = explorer.look(net["title"])
+            for name, found in view[net["title"]].items():
+                right = inside.parts[name][0].numpy().ravel()
+                assert np.array_equal(found, right), (name, scales)
+            assert net["logits"] == inside.logits[0].tolist()
+            assert early(explorer, net["title"])["logits"] == net["logits"]
+        have = {
+            "scales": scales,
+            "keys": {net["title"]: net["key"] for net in content["nets"]},
+        }
+    assert counts[0] == counts[5] == max(counts)  # another picture: everything
+    assert counts[1] < 0.05 * counts[0] < 0.5 * counts[0] < counts[3]
+    with torch.no_grad():
+        PAIR["residual"].bn1.bias -= 0.5
+
+
+def early(explorer, title):
+    """What was said of the network before its maps were sent."""
+    content, buffers = explorer.sent[-1]
+    assert content["early"] and content["id"] == "1" and not buffers
+    return next(net for net in content["nets"] if net["title"] == title)
+
+
 def test_the_view_gets_the_kernel_and_what_it_reads(explorer):
     question = {"net": "plain", "block": "layer2.0", "channel": 5}
     content, (weights, maps) = ask(explorer, "kernel", **question)

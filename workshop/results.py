@@ -80,25 +80,36 @@ def _by_the_paper(run: Run) -> bool:
 
 
 def comparison(runs: Mapping[str, Run]) -> str:
-    """Markdown: the paper's nets at the paper's length, beside its Table 6."""
-    found = beside_the_paper(runs)
-    found = found[found["iterations"] == PAPER.iterations].set_index("network")
-    rows = []
-    for network in ["resnet18", *PAPER_PLAIN, *PAPER_ERRORS]:
+    """Markdown: our runs of the paper's length, and the longest shorter, beside it."""
+    found, rows = beside_the_paper(runs), []
+    for network in ["resnet18", "plain18", *PAPER_PLAIN, *PAPER_ERRORS]:
+        ours = found[found["network"] == network]
+        if ours.empty:
+            continue
         paper = _number(PAPER_ERRORS.get(network, PAPER_PLAIN.get(network, math.nan)))
-        row = [f"`{network}`", f"≈ {paper}" if network in PAPER_PLAIN else paper]
-        if network in found.index:
-            ours = found.loc[network]
-            mean = f"**{ours['ours']:.2f}**" + _number(ours["std"], " ± {:.2f}", "")
-            row += [mean, int(ours["n"]), _number(ours["difference"], "{:+.2f}")]
-        else:
-            row += ["not recorded yet", 0, "–"]
-        rows.append(row)
+        whole = ours["iterations"] == PAPER.iterations
+        full, shorter = _ours(ours[whole]), _ours(ours[~whole])
+        about = "≈ " if network in PAPER_PLAIN else ""
+        rows.append([f"`{network}`", about + paper, full, shorter])
     return _markdown(
-        f"test error (%) after {PAPER.iterations:,} iterations | the paper "
-        "| ours, mean ± std | runs | difference",
+        f"test error (%) | the paper, {PAPER.iterations:,} iterations | ours, "
+        f"{PAPER.iterations:,} | ours, shorter",
         rows,
     )
+
+
+def _ours(rows: pd.DataFrame) -> str:
+    """The longest of the rows in words: mean ± deviation, length and number of runs."""
+    if rows.empty:
+        return "not recorded yet"
+    row = rows.loc[rows["iterations"].idxmax()]
+    error = f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", "")
+    notes = []
+    if row["iterations"] < PAPER.iterations:
+        notes.append(f"{row['iterations']:,} iterations")
+    if row["n"] > 1:
+        notes.append(f"{row['n']} runs")
+    return f"{error} ({', '.join(notes)})" if notes else error
 
 
 def tables(runs: Mapping[str, Run]) -> str:

@@ -2,9 +2,10 @@
 //
 //   state               {get(name), set({name: value}), watch(name => …)}: what is shown
 //   about()             the networks, classes and the strip of pictures
-//   look(question)      every F(x) for one picture, under one lesion, at one iteration
+//   look(question, early)   every F(x) for one picture, under one lesion, at one iteration;
+//                       `early` is told the logits, before the maps are on their way
 //   kernel(question)    the weights behind one channel, and the maps they read
-//   judge(question)     how many of 200 test images are right under the lesion
+//   judge(question)     how many of the next test images are right under the lesion
 //   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32
 //
 // In a notebook the backend is PyTorch in the kernel (`kernelBackend` below); the page
@@ -68,6 +69,12 @@ function onDarkGround(element) {
       return 0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2] < 110;
   }
   return false;
+}
+
+/** How bright a colour looks, from 0 to 1, as the rules on contrast define it. */
+function luminance(...colour) {
+  const [r, g, b] = colour.map((part) => (part / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
 /** 256 colours from blue over the ground to red. */
@@ -354,6 +361,7 @@ class View {
     this.body = h("div.rx-body");
     this.say = h("div.rx-say", { role: "status", "aria-live": "polite" });
     this.root.replaceChildren(this.body, this.say, this.veil);
+    this.showSaved(); // until somebody answers
     this.backend.silent = (words) => this.cover(words);
     const { about, thumbnails } = await this.backend.about();
     this.about = about;
@@ -376,14 +384,14 @@ class View {
   cover(words) {
     this.veil.hidden = !words;
     this.body.inert = Boolean(words);
-    if (!words) return;
+    if (words) this.veil.replaceChildren(h("p", {}, words));
+  }
+
+  showSaved() {
     const saved = this.state.get("saved");
-    this.veil.replaceChildren(h("p", {}, words));
-    if (!this.about && saved?.byteLength) {
-      const address = URL.createObjectURL(new Blob([saved], { type: "image/png" }));
-      const image = h("img.rx-saved", { src: address, alt: this.state.get("words") });
-      this.body.replaceChildren(image);
-    }
+    if (!saved?.byteLength) return;
+    const address = URL.createObjectURL(new Blob([saved], { type: "image/png" }));
+    this.body.append(h("img.rx-saved", { src: address, alt: this.state.get("words") }));
   }
 
   // - what is shown -
@@ -445,12 +453,19 @@ class View {
         iteration: this.state.get("iteration"),
       };
       try {
-        this.take(question, await this.backend.look(question));
+        const early = (answer) => this.answer(question, answer);
+        this.take(question, await this.backend.look({ ...question, have: this.have }, early));
       } catch (error) {
         this.tell(error.message);
       }
     }
     this.running = false;
+  }
+
+  /** Show the probabilities; the maps follow. */
+  answer({ scales, picture }, { label, nets }) {
+    this.drawAnswers(scales, this.caption(picture, label), label, nets);
+    this.root.dataset.answers = Number(this.root.dataset.answers ?? 0) + 1;
   }
 
   take(question, { pixels, label, nets }) {
@@ -461,15 +476,19 @@ class View {
     this.kernels.clear();
     for (const net of nets) {
       const about = this.about.nets.find((one) => one.title === net.title);
-      const steps = stepsOf(about, net.parts, question.scales);
-      this.looks[net.title] = { ...net, steps };
+      const parts = { ...this.looks[net.title]?.parts, ...net.parts };
+      const steps = stepsOf(about, parts, question.scales);
+      this.looks[net.title] = { ...net, parts, steps };
     }
+    // Maps in front of the next lesion need not be sent again.
+    const keys = Object.fromEntries(nets.map((net) => [net.title, net.key]));
+    this.have = { scales: question.scales, keys };
     this.draw("all");
     this.root.dataset.looks = Number(this.root.dataset.looks ?? 0) + 1;
     this.judge(question);
   }
 
-  /** The accuracy: of 200 images first, then of all, until the lesion changes. */
+  /** The accuracy: of 200 images first, then of more and more, until the lesion changes. */
   async judge(question) {
     const key = JSON.stringify([question.scales, question.iteration]);
     if (key === this.judging) return;
@@ -489,7 +508,7 @@ class View {
       } catch (error) {
         return this.tell(error.message);
       }
-      this.drawAccuracy(right, seen);
+      if (seen % 200 === 0 || this.about.judged <= 200) this.drawAccuracy(right, seen);
     }
   }
 
@@ -777,7 +796,7 @@ class View {
   buildTime() {
     const net = this.about.nets.find((one) => one.kept.length);
     if (!net) return null;
-    const plot = svg("svg", { viewBox: "0 0 640 130", class: "rx-curves", role: "img" });
+    const plot = svg("svg", { class: "rx-curves", role: "img" });
     const slider = h("input", {
       type: "range",
       min: 0,
@@ -856,6 +875,7 @@ class View {
     look();
     this.width = new ResizeObserver(([entry]) => {
       this.root.classList.toggle("rx-narrow", entry.contentRect.width < 600);
+      if (this.asked) this.drawTime();
     });
     this.width.observe(this.root);
     this.observer = new MutationObserver(look);
@@ -868,7 +888,6 @@ class View {
     if (!this.steps || this.gone) return;
     if (what === "all") {
       this.drawPicture();
-      this.drawAnswers();
       this.drawMaps();
       this.drawTime();
     }
@@ -884,29 +903,30 @@ class View {
     this.about.pictures.forEach((picture, i) => {
       this.thumbs[i].setAttribute("aria-pressed", String(picture.index === index));
     });
-    this.picture.setAttribute("aria-label", this.caption());
+    this.picture.setAttribute("aria-label", this.caption(this.asked.picture, this.label));
   }
 
-  caption() {
-    const index = this.state.get("picture");
+  caption(index, label) {
     if (index === OWN) return "your own picture";
-    return `test image ${index}, ${this.about.classes[this.label]}`;
+    return `test image ${index}, ${this.about.classes[label]}`;
   }
 
-  drawAnswers() {
+  /** The probabilities, and over each map the verdict and the paths that are left. */
+  drawAnswers(scales, caption, label, looks) {
     const { classes } = this.about;
-    const hurt = Object.keys(this.lesion).length > 0;
-    const tables = this.about.nets.map((net) => {
-      const look = this.looks[net.title];
+    const hurt = Object.keys(scales).length > 0;
+    const tables = this.maps.map(({ net, verdict }, number) => {
+      const look = looks[number];
       const [now, whole] = [softmax(look.logits), softmax(look.whole)];
+      verdict.textContent = this.verdict(net, scales, now, look.shown);
       const rows = classes.map((name, i) => {
         const bar = h("div.rx-probability", {}, h("i"), hurt ? h("b") : null);
         bar.firstChild.style.width = `${100 * now[i]}%`;
         if (hurt) bar.lastChild.style.width = `${100 * whole[i]}%`;
         return h(
-          `tr${i === this.label ? ".rx-true" : ""}`,
+          `tr${i === label ? ".rx-true" : ""}`,
           { "data-probability": now[i] },
-          h("th", { scope: "row" }, i === this.label ? `★ ${name}` : name),
+          h("th", { scope: "row" }, i === label ? `★ ${name}` : name),
           h("td", {}, bar),
           h("td.rx-number", {}, percent(now[i])),
         );
@@ -915,7 +935,7 @@ class View {
       table.style.setProperty("--rx-net", this.colourOf(net));
       return table;
     });
-    const words = this.caption() + (hurt ? "; the mark: without the lesion" : "");
+    const words = caption + (hurt ? "; the mark: without the lesion" : "");
     this.answers.replaceChildren(
       h("p.rx-words", {}, words),
       h("div.rx-tables", {}, ...tables),
@@ -933,19 +953,21 @@ class View {
       this.accuracy.dataset[title.replace(/\W/g, "")] = count;
   }
 
+  verdict(net, scales, probabilities, shown) {
+    const sure = best(probabilities);
+    const blocks = net.blocks.length;
+    const left = net.blocks.filter((block) => scales[block.name] !== 0).length;
+    const paths = net.blocks[0].residual
+      ? `2${superscript(left)} = ${(2 ** left).toLocaleString("en")} path${left ? "s" : ""}`
+      : left < blocks ? `${left} of ${blocks} blocks` : "1 path";
+    const when = shown >= 0 && net.kept.length ? `, iteration ${shown.toLocaleString("en")}` : "";
+    return `${this.about.classes[sure]} ${percent(probabilities[sure])} · ${paths}${when}`;
+  }
+
   drawMaps() {
     const scales = this.lesion;
-    for (const { net, nodes, verdict } of this.maps) {
-      const { steps, logits, shown } = this.looks[net.title];
-      const answer = softmax(logits);
-      const sure = best(answer);
-      const blocks = net.blocks.length;
-      const off = net.blocks.filter((block) => scales[block.name] === 0).length;
-      const paths = net.blocks[0].residual
-        ? `2${superscript(blocks - off)} = ${(2 ** (blocks - off)).toLocaleString("en")} path${blocks === off ? "" : "s"}`
-        : off ? `${blocks - off} of ${blocks} blocks` : "1 path";
-      const when = shown >= 0 && net.kept.length ? `, iteration ${shown.toLocaleString("en")}` : "";
-      verdict.textContent = `${this.about.classes[sure]} ${percent(answer[sure])} · ${paths}${when}`;
+    for (const { net, nodes } of this.maps) {
+      const { steps } = this.looks[net.title];
       for (const [name, node] of Object.entries(nodes)) {
         const { out } = steps[name];
         const strength = strengths(out);
@@ -1176,7 +1198,7 @@ class View {
       const [r, g, b] = this.colours.subarray(index, index + 3);
       const cell = h("span", {}, number(value, 2));
       cell.style.background = `rgb(${r},${g},${b})`;
-      cell.style.color = 0.3 * r + 0.59 * g + 0.11 * b > 128 ? "#000" : "#fff";
+      cell.style.color = luminance(r, g, b) > 0.179 ? "#000" : "#fff"; // above 4.5:1
       return cell;
     });
     return h("span.rx-grid", { role: "img", "aria-label": words }, ...cells);
@@ -1185,10 +1207,12 @@ class View {
   drawTime() {
     if (!this.time) return;
     const { net, plot, slider, words } = this.time;
-    const iteration = this.state.get("iteration");
+    const { iteration } = this.asked;
     if (document.activeElement !== slider) slider.value = iteration;
     slider.setAttribute("aria-valuetext", `iteration ${iteration}`);
-    const x = (i) => 40 + (590 * i) / net.iterations;
+    const right = this.root.classList.contains("rx-narrow") ? 330 : 630;
+    plot.setAttribute("viewBox", `0 0 ${right + 10} 130`);
+    const x = (i) => 40 + ((right - 40) * i) / net.iterations;
     const curves = [net.curves.train_error, net.curves.test_error];
     const top = Math.min(100, Math.max(...curves.flat().map(([, error]) => error)));
     const y = (error) => 105 - (95 * error) / top;
@@ -1204,16 +1228,16 @@ class View {
     };
     const marks = net.kept.map((kept) => svg("path", { d: `M${x(kept)} 107 l4 7 h-8 z`, class: "rx-kept" }));
     plot.replaceChildren(
-      svg("line", { x1: 40, x2: 630, y1: 105, y2: 105, class: "rx-axis" }),
+      svg("line", { x1: 40, x2: right, y1: 105, y2: 105, class: "rx-axis" }),
       line(curves[0], "rx-train"),
       line(curves[1], "rx-test"),
       svg("line", { x1: x(iteration), x2: x(iteration), y1: 5, y2: 105, class: "rx-now" }),
       ...marks,
       text(36, y(top) + 4, `${top.toFixed(0)} %`, "end"),
       text(36, 108, "0", "end"),
-      text(630, 126, net.iterations.toLocaleString("en"), "end"),
-      text(335, 126, "iteration; triangles: weights were kept"),
-      text(626, 16, "training error (line), test error (dashed)", "end"),
+      text(right, 126, net.iterations.toLocaleString("en"), "end"),
+      text(right / 2 + 5, 126, "iteration; triangles: weights were kept"),
+      text(right - 4, 16, "training error (line), test error (dashed)", "end"),
     );
     const { shown } = this.looks[net.title];
     const kept = net.kept.includes(iteration);
@@ -1306,6 +1330,7 @@ function buildPad(root, done) {
 // --- backends ---------------------------------------------------------------------------
 
 const WAIT = 8000; // milliseconds for an answer from the kernel
+const FIRST = 3000; // for the first one: mostly a notebook reopened, and nobody there
 
 /** PyTorch in the kernel behind an anywidget model. */
 export function kernelBackend(model) {
@@ -1337,8 +1362,8 @@ export function kernelBackend(model) {
       const { about, buffers } = await ask("about");
       return { about, thumbnails: new Uint8Array(buffers[0]) };
     },
-    async look(question) {
-      const { nets, label, buffers } = await ask("look", question);
+    async look(question, early) {
+      const { nets, label, buffers } = await ask("look", question, [], early);
       return {
         pixels: new Uint8Array(buffers[0]),
         label,
@@ -1354,15 +1379,16 @@ export function kernelBackend(model) {
     own: (pixels) => ask("own", {}, [pixels.buffer]),
     stop: () => model.off("msg:custom", hear),
   };
-  let heard = Date.now();
+  let heard = 0; // when the kernel answered last
 
   function hear(content, buffers) {
     const question = waiting.get(content.id);
     if (!question) return;
     heard = Date.now();
-    waiting.delete(content.id);
     clearTimeout(question.timer);
     backend.silent(null);
+    if (content.early) return question.early(content);
+    waiting.delete(content.id);
     if (content.error) return question.reject(new Error(content.error));
     // Copies: the kernel's views need not begin at a multiple of four bytes.
     const copies = buffers.map((view) =>
@@ -1371,12 +1397,12 @@ export function kernelBackend(model) {
     question.resolve({ ...content, buffers: copies });
   }
 
-  function ask(kind, body = {}, buffers = []) {
+  function ask(kind, body = {}, buffers = [], early = null) {
     const id = `${me}-${count++}`;
     return new Promise((resolve, reject) => {
       const missed = () => backend.silent("The kernel does not answer. Run this cell to use the explorer; if another cell is running, it goes on after that.");
-      const timer = setTimeout(missed, WAIT);
-      waiting.set(id, { resolve, reject, timer });
+      const timer = setTimeout(missed, heard ? WAIT : FIRST);
+      waiting.set(id, { resolve, reject, timer, early });
       try {
         model.send({ kind, id, ...body }, undefined, buffers);
       } catch {

@@ -11,7 +11,7 @@ from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
 from resnet_lib.probes import block_names
 from resnet_lib.resnet import evaluating
 
-__all__ = ["Inside", "Kernel", "kernel_of", "look_inside", "way_around"]
+__all__ = ["Inside", "Kernel", "kernel_of", "look_inside", "untouched", "way_around"]
 
 
 class Inside(NamedTuple):
@@ -39,29 +39,55 @@ def way_around(block: BasicBlock | PlainBlock) -> nn.Module:
 
 @torch.no_grad()
 def look_inside(
-    model: nn.Module, images: Tensor, scales: Mapping[str, float] | None = None
+    model: nn.Module,
+    images: Tensor,
+    scales: Mapping[str, float] | None = None,
+    known: Mapping[str, Tensor] | None = None,
 ) -> Inside:
     """Run the network layer by layer and keep what the layers gave.
 
-    `scales` weakens branches by block name, as `probes.lesion` does. The model runs in
-    evaluation mode and is left in the mode that it was in. Used in notebook 06.
+    `scales` weakens branches by block name, as `probes.lesion` does. Parts that are
+    `known` from another lesion, those of `untouched`, are taken and not computed. The
+    model runs in evaluation mode and is left in the mode that it was in. Used in
+    notebook 06.
     """
-    scales = scales or {}
+    scales, parts = scales or {}, dict(known or {})
     with evaluating(model):
-        parts = {"input": images, "stem.f": model.bn1(model.conv1(images))}
+        if not parts:
+            parts = {"input": images, "stem.f": model.bn1(model.conv1(images))}
         out = F.relu(parts["stem.f"])  # (N, C, H, W)
         for name in block_names(model):
             block, scale = model.get_submodule(name), scales.get(name, 1)
-            x = way_around(block)(out)
-            h = F.relu(block.bn1(block.conv1(out)))
-            f = block.bn2(block.conv2(h))
-            parts |= {f"{name}.h": h, f"{name}.f": f, f"{name}.x": x}
+            if f"{name}.f" not in parts:
+                h = F.relu(block.bn1(block.conv1(out)))
+                parts[f"{name}.h"], parts[f"{name}.f"] = h, block.bn2(block.conv2(h))
+                parts[f"{name}.x"] = way_around(block)(out)
+            f, x = parts[f"{name}.f"], parts[f"{name}.x"]
             if isinstance(block, BasicBlock):
                 out = F.relu(scale * f + x)
             else:
                 out = scale * F.relu(f) + (1 - scale) * x
         logits = model.fc(model.avgpool(out).flatten(1))  # (N, classes)
     return Inside(logits, parts)
+
+
+def untouched(
+    model: nn.Module,
+    inside: Inside,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """The parts of `inside` that stay as they are when one lesion follows another.
+
+    A branch that is weakened gives the same as before; what comes after it does not.
+    """
+    parts = {name: inside.parts[name] for name in ("input", "stem.f")}
+    for name in block_names(model):
+        for part in (f"{name}.h", f"{name}.f", f"{name}.x"):
+            parts[part] = inside.parts[part]
+        if before.get(name, 1) != after.get(name, 1):
+            break
+    return parts
 
 
 class Kernel(NamedTuple):

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock
 from resnet_lib.data import Dataset, Normalisation
-from resnet_lib.explorer.inside import Inside, kernel_of, look_inside, way_around
+from resnet_lib.explorer.inside import (
+    Inside,
+    kernel_of,
+    look_inside,
+    untouched,
+    way_around,
+)
 from resnet_lib.explorer.pictures import read_picture
 from resnet_lib.probes import LesionedNet, block_names, confident_mistakes, path_lengths
 from resnet_lib.runs import Run
@@ -26,7 +32,7 @@ __all__ = ["Explorer", "describe_net", "pictures_for"]
 
 HERE = Path(__file__).parent
 OWN = -1  # the number of a picture that is not in the test set
-CHUNK = 200  # test images judged in one answer
+CHUNK = 50  # test images judged in one answer: short, since other questions wait
 
 
 class Question(NamedTuple):
@@ -81,14 +87,15 @@ def curves_of(run: Run) -> dict[str, list]:
 def pictures_for(data: Dataset, mistakes: Sequence[int] = (), each: int = 2) -> list:
     """The strip of pictures: `each` per class, then `mistakes`, by test index."""
     labels = data.test.labels
-    strip = []
-    for number in range(len(data.classes)):
-        found = (labels == number).nonzero().flatten()[:each].tolist()
-        strip += [{"index": i, "label": number, "mistake": False} for i in found]
-    strip += [
-        {"index": int(i), "label": int(labels[i]), "mistake": True} for i in mistakes
+    shown = [
+        index
+        for number in range(len(data.classes))
+        for index in (labels == number).nonzero().flatten()[:each].tolist()
     ]
-    return strip
+    return [
+        {"index": int(i), "label": int(labels[i]), "mistake": i in mistakes}
+        for i in dict.fromkeys([*shown, *mistakes])
+    ]
 
 
 class Explorer(anywidget.AnyWidget):
@@ -148,6 +155,9 @@ class Explorer(anywidget.AnyWidget):
         self.own: Tensor | None = None  # uint8 (3, 32, 32)
         self.past: dict[tuple[str, int], nn.Module] = {}  # as they were, by iteration
         self.wholes: dict[str, tuple] = {}
+        self.last: dict[
+            str, tuple
+        ] = {}  # by title: key, scales and Inside of an answer
         self.lesioned: dict[tuple, LesionedNet] = {}  # with what it judges
         first = next(iter(self.models))
         start = {
@@ -275,14 +285,27 @@ class Explorer(anywidget.AnyWidget):
     def look(self, title: str, scales: Mapping[str, float] | None = None) -> Inside:
         """Every number of one network for the picture shown, by default as shown."""
         now = self._question({} if scales is None else {"scales": scales})
-        return self._inside(title, now)
+        x = self.normalisation(self.image[None])
+        return look_inside(self.model(title), x, now.scales)
 
     def _inside(self, title: str, asked: Question) -> Inside:
-        model = self.model(title, asked.iteration)
-        mine = set(block_names(model))
-        scales = {name: scale for name, scale in asked.scales.items() if name in mine}
+        """The same for an answer: computed from where it differs from the last one."""
+        model, key = self.model(title, asked.iteration), self._key(title, asked)
+        last_key, scales, inside = self.last.get(title, ("", {}, None))
+        known = None
+        if key == last_key:
+            known = untouched(model, inside, scales, asked.scales)
         x = self.normalisation(self._image(asked.picture)[None])
-        return look_inside(model, x, scales)
+        inside = look_inside(model, x, asked.scales, known)
+        self.last[title] = (key, asked.scales, inside)
+        return inside
+
+    def _key(self, title: str, asked: Question) -> str:
+        """Stands for the weights, as they are now, and for the picture."""
+        weights = self.model(title, asked.iteration).state_dict().values()
+        version = sum(tensor._version for tensor in weights)
+        picture = self._image(asked.picture).numpy().tobytes()
+        return str(hash((self.shown(title, asked.iteration), version, picture)))
 
     @property
     def probabilities(self) -> dict[str, Tensor]:
@@ -346,37 +369,46 @@ class Explorer(anywidget.AnyWidget):
         return {"about": json.loads(json.dumps(about))}, [pixels.numpy().tobytes()]
 
     def _mistakes(self, count: int = 6) -> list[int]:
-        part = self.judged[:CHUNK]
+        part = self.judged[:200]
         title = next(iter(self.models))
         judge = LesionedNet(self.models[title], self.normalisation(part.images))
         return confident_mistakes(judge.intact, part.labels)[:count]
 
     def _look(self, content: dict, buffers: list) -> tuple[dict, list]:
-        asked = self._question(content)
-        nets, out = [], [self._image(asked.picture).numpy().tobytes()]
-        for title in self.models:
-            inside = self._inside(title, asked)
+        """Two answers: the logits, and then the maps that the view does not have."""
+        asked, have = self._question(content), content.get("have")
+        insides = {title: self._inside(title, asked) for title in self.models}
+        nets = [
+            {
+                "title": title,
+                "key": self._key(title, asked),
+                "shown": self.shown(title, asked.iteration),
+                "logits": inside.logits[0].tolist(),
+                "whole": self._whole(title, asked, inside).tolist(),
+            }
+            for title, inside in insides.items()
+        ]
+        body = {"nets": nets, "label": self._label(asked.picture)}
+        self.send({"kind": "reply", "id": content.get("id"), "early": True} | body)
+        out = [self._image(asked.picture).numpy().tobytes()]
+        for net, (title, inside) in zip(nets, insides.items(), strict=True):
             sent = self._wired(title, inside)
-            nets.append(
-                {
-                    "title": title,
-                    "shown": self.shown(title, asked.iteration),
-                    "logits": inside.logits[0].tolist(),
-                    "whole": self._whole(title, asked, inside).tolist(),
-                    "parts": [[name, list(t.shape[1:])] for name, t in sent.items()],
-                }
-            )
-            flat = torch.cat([tensor.flatten() for tensor in sent.values()])
-            out.append(flat.float().numpy().tobytes())
-        return {"nets": nets, "label": self._label(asked.picture)}, out
+            if have and have["keys"].get(title) == net["key"]:
+                model = self.model(title, asked.iteration)
+                for name in untouched(model, inside, have["scales"], asked.scales):
+                    sent.pop(name, None)
+            net["parts"] = [[name, list(t.shape[1:])] for name, t in sent.items()]
+            flat = [tensor.flatten() for tensor in sent.values()]
+            out.append(torch.cat(flat or [torch.empty(0)]).float().numpy().tobytes())
+        return body, out
 
     def _whole(self, title: str, asked: Question, inside: Inside) -> Tensor:
         """The logits (classes,) without the lesion, kept while all else is the same."""
-        picture = self._image(asked.picture).numpy().tobytes()
-        key = (self.shown(title, asked.iteration), picture)
-        if self.wholes.get(title, (None,))[0] != key:
-            unhurt = asked._replace(scales={})
-            whole = self._inside(title, unhurt) if asked.scales else inside
+        key = self._key(title, asked)
+        if self.wholes.get(title, ("",))[0] != key:
+            model = self.model(title, asked.iteration)
+            known = untouched(model, inside, asked.scales, {})
+            whole = look_inside(model, inside.parts["input"], {}, known)
             self.wholes[title] = (key, whole.logits[0])
         return self.wholes[title][1]
 

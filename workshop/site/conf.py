@@ -57,6 +57,7 @@ autodoc_typehints = "description"
 default_role = "code"  # docstrings write `fit`, as Markdown does
 
 html_theme = "sphinx_book_theme"
+html_favicon = "favicon.svg"
 html_title = project
 html_static_path = ["../../.site/static", "style.css", "mathjax.js"]
 html_css_files = ["style.css"]
@@ -116,7 +117,12 @@ def adapt(app, docname: str, source: list[str]) -> None:
     else:
         text = linked(text, docname)
     if docname == root_doc:  # the front page
-        text += "\n\n" + DOOR.format(up="") + "\n" + CONTENTS
+        head, picture, rest = text.partition("![The explorer")
+        if not picture:
+            logger.warning(
+                "README shows no picture of the explorer to put its door to."
+            )
+        text = f"{head}{DOOR.format(up='')}\n\n{picture}{rest}\n{CONTENTS}"
     source[0] = text
 
 
@@ -190,6 +196,8 @@ def name_front_page(app, exception: Exception | None) -> None:
     if exception is None and app.builder.name == "html":
         pages = Path(app.outdir)
         shutil.copy(pages / f"{root_doc}.html", pages / "index.html")
+        # The theme's style sheet has the same icons as a font; this is half a megabyte.
+        (pages / "_static" / "scripts" / "fontawesome.js").write_text("")
         write_page(pages / "explorer")
 
 

@@ -12,38 +12,56 @@ async function read(name) {
   return answer;
 }
 
-const bytes = async (name) => new Uint8Array(await (await read(name)).arrayBuffer());
+/** A file that `page.py` packed. */
+async function bytes(name) {
+  const { body } = await read(name);
+  const unpacked = new Response(body.pipeThrough(new DecompressionStream("gzip")));
+  return new Uint8Array(await unpacked.arrayBuffer());
+}
 
 /** The engine, on one thread: pages need special headers for more. */
 async function startEngine() {
-  const ort = await import("./ort.wasm.bundle.min.mjs");
+  const [ort, binary] = await Promise.all([
+    import("./ort.wasm.bundle.min.mjs"),
+    bytes("engine.bin"),
+  ]);
+  ort.env.wasm.wasmBinary = binary;
   ort.env.wasm.numThreads = 1;
-  ort.env.wasm.wasmPaths = { wasm: near("ort-wasm-simd-threaded.wasm").href };
   ort.env.logLevel = "error";
   return ort;
 }
 
-/** One network: its session, and its weights for whoever wants to see them. */
-async function openNet(ort, about) {
+let engine = null; // one for all explorers of the page
+let making = Promise.resolve(); // it reads one file of weights at a time
+
+/** One network as it was at an iteration: its session, and its weights for the view. */
+async function openNet(about, iteration) {
+  engine ??= startEngine();
   const [graph, weights] = await Promise.all([
-    bytes(`${about.file}.onnx`),
-    bytes(`${about.file}.bin`),
+    bytes(about.graph),
+    bytes(about.weights[iteration]),
   ]);
-  const session = await ort.InferenceSession.create(graph, {
-    executionProviders: ["wasm"],
-    // "all" breaks residual branches that are read as outputs.
-    graphOptimizationLevel: "extended",
-    externalData: [{ path: `${about.file}.bin`, data: weights }],
-  });
-  return { about, session, weights };
+  const ort = await engine;
+  const make = () =>
+    ort.InferenceSession.create(graph, {
+      executionProviders: ["wasm"],
+      // "all" breaks residual branches that are read as outputs.
+      graphOptimizationLevel: "extended",
+      externalData: [{ path: "weights", data: weights }],
+    });
+  making = making.then(make, make);
+  return { ort, about, session: await making, weights, shown: iteration };
 }
 
-/** Numbers of 16 bits from the file, as 32 bits. */
-function halves(net, name) {
+/** A tensor from the file of weights: kernels have 16 bits, vectors 32. */
+function numbers(net, name) {
   const [place, shape] = net.about.places[name];
   const length = shape.reduce((a, b) => a * b, 1);
   const view = new DataView(net.weights.buffer, net.weights.byteOffset + place);
-  return Float32Array.from({ length }, (_, i) => half(view.getUint16(2 * i, true)));
+  const one = shape.length > 1
+    ? (_, i) => half(view.getUint16(2 * i, true))
+    : (_, i) => view.getFloat32(4 * i, true);
+  return Float32Array.from({ length }, one);
 }
 
 function half(bits) {
@@ -71,11 +89,15 @@ function makeState(values) {
   };
 }
 
-export async function pageBackend() {
-  const [about, pictures] = await Promise.all([
-    read("about.json").then((answer) => answer.json()),
-    bytes("pictures.bin"),
-  ]);
+/** `name` is that of a file that `page.py` wrote: "pair" or "history". */
+export async function pageBackend(name) {
+  engine ??= startEngine(); // the longest of all, so it comes first
+  const about = await (await read(`${name}.json`)).json();
+  const open = new Map(); // networks, by title and iteration
+  const netsAt = (iteration) => Promise.all(about.nets.map((net) => netAt(net, iteration)));
+  const last = Math.max(...about.nets.flatMap((net) => net.kept), -1);
+  const opening = netsAt(last);
+  const pictures = await bytes(about.pixels);
   const picturesOf = (from, count) => pictures.subarray(PIXELS * from, PIXELS * (from + count));
   const state = makeState({
     net: about.nets[0].title,
@@ -83,18 +105,20 @@ export async function pageBackend() {
     channel: -1,
     pixel: [],
     scales: {},
-    picture: about.pictures[0].index,
-    iteration: -1,
+    picture: about.pictures.find((one) => !one.mistake).index,
+    iteration: last,
   });
   let own = new Uint8Array(PIXELS);
-  const last = {}; // by network: the inner tensors of the last look
-  const wholes = {}; // and the logits without a lesion
-  let queue = Promise.resolve(); // the engine does one thing at a time
+  const wholes = {}; // by network: the logits without a lesion
+  let queue = opening; // the engine does one thing at a time
 
-  const ready = startEngine().then(async (ort) => {
-    const nets = await Promise.all(about.nets.map((net) => openNet(ort, net)));
-    return { ort, nets };
-  });
+  /** The latest weights kept until then; -1 stands for the only ones. */
+  function netAt(net, iteration) {
+    const shown = net.kept.findLast((kept) => kept <= iteration) ?? -1;
+    const key = `${net.title}/${shown}`;
+    if (!open.has(key)) open.set(key, openNet(net, shown));
+    return open.get(key);
+  }
 
   /** uint8 pictures (N, 3, 32, 32), normalised as in the training. */
   function normalised(pixels) {
@@ -105,18 +129,23 @@ export async function pageBackend() {
   }
 
   function run(net, pixels, scales, names) {
-    const work = async () => {
-      const { ort } = await ready;
+    const work = () => {
       const x = normalised(pixels);
       const factors = net.about.blocks.map((block) => scales[block.name] ?? 1);
+      const { Tensor } = net.ort;
       const feeds = {
-        picture: new ort.Tensor("float32", x, [x.length / PIXELS, 3, 32, 32]),
-        scales: new ort.Tensor("float32", Float32Array.from(factors), [factors.length]),
+        picture: new Tensor("float32", x, [x.length / PIXELS, 3, 32, 32]),
+        scales: new Tensor("float32", Float32Array.from(factors), [factors.length]),
       };
       return net.session.run(feeds, names);
     };
     queue = queue.then(work, work);
     return queue;
+  }
+
+  function pixelsOf(picture) {
+    const shown = about.pictures.find((one) => one.index === picture);
+    return { label: shown?.label ?? null, pixels: shown ? picturesOf(shown.place, 1) : own };
   }
 
   return {
@@ -125,46 +154,51 @@ export async function pageBackend() {
     async about() {
       return { about, thumbnails: picturesOf(0, about.pictures.length) };
     },
-    async look({ scales, picture }) {
-      const { nets } = await ready;
-      const shown = about.pictures.find((one) => one.index === picture);
-      const pixels = shown ? picturesOf(shown.place, 1) : own;
+    async look({ scales, picture, iteration }, early = () => {}) {
+      const { pixels, label } = pixelsOf(picture);
       const answers = [];
-      for (const net of nets) {
-        const found = await run(net, pixels, scales, net.about.outputs);
+      for (const net of await netsAt(iteration)) {
+        const { shown } = net;
+        const { title, outputs } = net.about;
+        const found = await run(net, pixels, scales, outputs);
         const parts = { input: { data: normalised(pixels), shape: [3, 32, 32] } };
         for (const [name, tensor] of Object.entries(found))
           if (name !== "logits") parts[name] = { data: tensor.data, shape: tensor.dims.slice(1) };
-        last[net.about.title] = parts;
         const logits = Array.from(found.logits.data);
-        const key = `${picture}/${pixels.join()}`;
-        const { title } = net.about;
+        const key = `${shown}/${pixels.join()}`;
         if (wholes[title]?.key !== key) {
           const hurt = Object.keys(scales).length > 0;
           const whole = hurt ? await run(net, pixels, {}, ["logits"]) : found;
           wholes[title] = { key, logits: Array.from(whole.logits.data) };
         }
-        answers.push({ title, shown: -1, logits, whole: wholes[title].logits, parts });
+        answers.push({ title, shown, logits, whole: wholes[title].logits, parts });
       }
-      return { pixels, label: shown?.label ?? null, nets: answers };
+      early({ label, nets: answers });
+      await new Promise((done) => setTimeout(done)); // time to paint them
+      return { pixels, label, nets: answers };
     },
-    async kernel({ net: title, block, channel }) {
-      const { nets } = await ready;
+    async kernel({ net: title, block, channel, scales, picture, iteration }) {
+      const nets = await netsAt(iteration);
       const net = nets.find((one) => one.about.title === title);
       const [conv, bn] = block === "stem" ? ["conv1", "bn1"] : [`${block}.conv2`, `${block}.bn2`];
-      const maps = last[title][block === "stem" ? "input" : `${block}.h`];
+      const { pixels } = pixelsOf(picture);
+      let maps = { data: normalised(pixels), shape: [3, 32, 32] };
+      if (block !== "stem") {
+        const read = `${block}.h`;
+        const tensor = (await run(net, pixels, scales, [read]))[read];
+        maps = { data: tensor.data, shape: tensor.dims.slice(1) };
+      }
       const each = 9 * maps.shape[0];
-      const weights = halves(net, `${conv}.weight`).subarray(each * channel, each * (channel + 1));
-      const part = (name) => halves(net, `${bn}.${name}`)[channel];
+      const weights = numbers(net, `${conv}.weight`).subarray(each * channel, each * (channel + 1));
+      const part = (name) => numbers(net, `${bn}.${name}`)[channel];
       const scale = part("weight") / Math.sqrt(part("running_var") + about.eps);
       return { scale, shift: part("bias") - scale * part("running_mean"), weights, maps };
     },
-    async judge({ scales, start }) {
-      const { nets } = await ready;
+    async judge({ scales, start, iteration }) {
       const right = {};
       const count = Math.min(BATCH, about.judged - start);
       const pixels = picturesOf(about.pictures.length + start, count);
-      for (const net of nets) {
+      for (const net of await netsAt(iteration)) {
         const { logits } = await run(net, pixels, scales, ["logits"]);
         const classes = about.classes.length;
         right[net.about.title] = about.labels.slice(start, start + count).filter((label, i) => {
@@ -180,7 +214,7 @@ export async function pageBackend() {
   };
 }
 
-export async function open(element) {
-  const backend = await pageBackend();
+export async function open(element, name) {
+  const backend = await pageBackend(name);
   return mount(element, backend);
 }

@@ -1,10 +1,13 @@
 """The explorer's page without a kernel: networks as ONNX files, pictures, the engine.
 
-Written into a folder of the site: `python -m workshop.site.page FOLDER`. The weights go
-as half-precision numbers in one file per network, which the engine and the view both
-read; every page reads only files that lie beside it.
+Written into a folder of the site: `python -m workshop.site.page FOLDER`. The weights
+lie in a file of their own, kernels in half precision and vectors in full as in the
+runs; the engine and the view both read it. A run that kept weights along its way has
+one such file for each iteration. Every page reads only files that lie beside it, and
+files that are no text are packed: not every host packs them on their way.
 """
 
+import gzip
 import json
 import shutil
 import sys
@@ -21,23 +24,25 @@ from resnet_lib.basic_block import BasicBlock, PaddedIdentity
 from resnet_lib.data import Dataset, Normalisation
 from resnet_lib.datasets import load_data
 from resnet_lib.explorer.inside import way_around
-from resnet_lib.explorer.widget import describe_net, pictures_for
+from resnet_lib.explorer.widget import describe_net, kept_by, pictures_for
 from resnet_lib.probes import block_names, confident_mistakes
-from resnet_lib.runs import load_run
+from resnet_lib.runs import Run, load_run
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 ENGINE = ROOT / ".site" / "engine"  # what `make site` unpacked of onnxruntime-web
+ENGINE_SCRIPT = "ort.wasm.bundle.min.mjs"
+ENGINE_BINARY = "ort-wasm-simd-threaded.wasm"
 JUDGED = 200  # test images that the page brings along for the accuracy
 NETS = {"residual": "resnet20-paper-8k", "plain": "plain20-paper-8k"}
 DIGITS = {"residual": "resnet18-digits", "plain": "plain18-digits"}
+HISTORY = {"residual": "resnet18-paper-64k"}  # a training to play back
 
 
 class Graph:
     """Nodes and weights of one network, collected layer by layer."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.nodes: list = []
         self.weights: list = []
         self.outputs: dict[str, tuple] = {}
@@ -49,23 +54,27 @@ class Graph:
         return output
 
     def weight(self, name: str, values: torch.Tensor) -> str:
-        """A tensor in the file of weights; 32 bits again as soon as it is read."""
-        half = values.detach().half().numpy()
+        """A tensor in the file of weights; kernels are 32 bits again when read."""
+        half = values.ndim > 1
+        stored = (values.half() if half else values).detach().numpy()
         place = len(self.file)
-        self.places[name] = [place, list(half.shape)]
-        self.file += half.tobytes()
+        self.places[name] = [place, list(stored.shape)]
+        self.file += stored.tobytes()
         self.file += bytes(-len(self.file) % 64)
-        tensor = TensorProto(name=f"{name}/half", data_type=TensorProto.FLOAT16)
-        tensor.dims.extend(half.shape)
+        kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+        tensor = TensorProto(name=f"{name}/half" if half else name, data_type=kind)
+        tensor.dims.extend(stored.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (
-            ("location", f"{self.name}.bin"),
+            ("location", "weights"),
             ("offset", place),
-            ("length", half.nbytes),
+            ("length", stored.nbytes),
         ):
             tensor.external_data.add(key=key, value=str(value))
         self.weights.append(tensor)
-        return self.node("Cast", [f"{name}/half"], name, to=TensorProto.FLOAT)
+        if not half:
+            return name
+        return self.node("Cast", [tensor.name], name, to=TensorProto.FLOAT)
 
     def constant(self, name: str, values: list, kind=np.int64) -> str:
         self.weights.append(onnx.numpy_helper.from_array(np.array(values, kind), name))
@@ -111,9 +120,9 @@ class Graph:
         return self.layer(conv, bn, layers, x, f"{name}.x")
 
 
-def graph_of(model: nn.Module, name: str) -> Graph:
+def graph_of(model: nn.Module) -> Graph:
     """The network with its inner tensors as outputs, and a scale for every branch."""
-    graph = Graph(name)
+    graph = Graph()
     f = graph.layer(model.conv1, model.bn1, ("conv1", "bn1"), "picture", "stem.f")
     outputs, x = [f], graph.node("Relu", [f], "stem.out")
     for number, block_name in enumerate(block_names(model)):
@@ -145,46 +154,61 @@ def graph_of(model: nn.Module, name: str) -> Graph:
     return graph
 
 
-def write_net(model: nn.Module, name: str, folder: Path) -> dict:
-    """NAME.onnx and NAME.bin; returns what the page has to know of them."""
-    graph = graph_of(model, name)
+def write_net(run: Run, folder: Path) -> dict:
+    """NAME.onnx and the weights, by iteration if the run kept several.
+
+    Returns what the page has to know of them.
+    """
+    models = {-1: run.model()}
+    if run.snapshots:
+        final, kept = run.recipe["iterations"], kept_by(run)
+        models = {i: run.model(None if i == final else i) for i in kept}
+    files = {}
+    for iteration, model in models.items():
+        graph = graph_of(model)
+        files[iteration] = f"{run.name}{'' if iteration < 0 else f'-{iteration}'}.bin"
+        write_packed(folder / files[iteration], graph.file)
     floats = TensorProto.FLOAT
     inputs = [
         helper.make_tensor_value_info("picture", floats, ["N", 3, 32, 32]),
         helper.make_tensor_value_info("scales", floats, [len(block_names(model))]),
     ]
     outputs = [helper.make_tensor_value_info(n, floats, None) for n in graph.outputs]
-    proto = helper.make_graph(graph.nodes, name, inputs, outputs, graph.weights)
+    proto = helper.make_graph(graph.nodes, run.name, inputs, outputs, graph.weights)
     opset = [helper.make_opsetid("", 17)]
     content = helper.make_model(proto, opset_imports=opset, ir_version=8)
-    (folder / f"{name}.onnx").write_bytes(content.SerializeToString())
-    (folder / f"{name}.bin").write_bytes(graph.file)
-    return {"file": name, "outputs": list(graph.outputs), "places": graph.places}
+    write_packed(folder / f"{run.name}-graph.bin", content.SerializeToString())
+    return {
+        "graph": f"{run.name}-graph.bin",
+        "weights": files,
+        "outputs": list(graph.outputs),
+        "places": graph.places,
+    }
 
 
-def write_page(folder: Path, data: Dataset | None = None) -> None:
-    """Everything that `explorer.html` reads, and the page itself."""
-    data = data or load_data()
-    folder.mkdir(parents=True, exist_ok=True)
-    names = NETS if data.name == "cifar10" else DIGITS
+def write_explorer(
+    names: dict[str, str], data: Dataset, folder: Path, file: str
+) -> None:
+    """One or two networks and the strip of pictures, as the page opens them."""
     runs = {title: load_run(name) for title, name in names.items()}
-    train, _ = data.split(next(iter(runs.values())).recipe["validation"])
+    first = next(iter(runs.values()))
+    train, _ = data.split(first.recipe["validation"])
     norm = Normalisation.of(train.images)
-    nets, judged = [], data.test[:JUDGED]
-    for title, run in runs.items():
-        model = run.model()
-        nets.append(describe_net(title, model) | write_net(model, run.name, folder))
-        if title == "residual":
-            with torch.no_grad():
-                wrong = confident_mistakes(model(norm(judged.images)), judged.labels)
+    judged = data.test[:JUDGED]
+    with torch.no_grad():
+        wrong = confident_mistakes(first.model()(norm(judged.images)), judged.labels)
     strip = pictures_for(data, wrong[:6])
     for place, picture in enumerate(strip):
         picture["place"] = place
-    pixels = [data.test.images[[p["index"] for p in strip]], judged.images]
+    pixels = torch.cat([data.test.images[[p["index"] for p in strip]], judged.images])
     about = {
-        "nets": nets,
+        "nets": [
+            describe_net(title, run.model(), run) | write_net(run, folder)
+            for title, run in runs.items()
+        ],
         "classes": list(data.classes),
         "pictures": strip,
+        "pixels": f"{file}.bin",
         "judged": len(judged),
         "labels": judged.labels.tolist(),
         "mean": norm.mean.flatten().tolist(),
@@ -192,14 +216,31 @@ def write_page(folder: Path, data: Dataset | None = None) -> None:
         "eps": 1e-5,
         "note": f"{data.note} Networks: {', '.join(r.name for r in runs.values())}.",
     }
-    (folder / "about.json").write_text(json.dumps(about))
-    (folder / "pictures.bin").write_bytes(torch.cat(pixels).numpy().tobytes())
+    (folder / f"{file}.json").write_text(json.dumps(about))
+    write_packed(folder / f"{file}.bin", pixels.numpy().tobytes())
+
+
+def write_packed(path: Path, content: bytes) -> None:
+    path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def write_page(folder: Path, data: Dataset | None = None) -> None:
+    """Everything that `explorer.html` reads, and the page itself."""
+    data = data or load_data()
+    folder.mkdir(parents=True, exist_ok=True)
+    real = data.name == "cifar10"
+    write_explorer(NETS if real else DIGITS, data, folder, "pair")
+    if real:  # no run on the digits kept weights along its way
+        write_explorer(HISTORY, data, folder, "history")
     library = Path(explorer.__file__).parent
-    for file in (library / "explorer.js", library / "explorer.css", HERE / "page.js"):
+    scripts = [library / "explorer.js", HERE / "page.js", ENGINE / ENGINE_SCRIPT]
+    for file in (*scripts, library / "explorer.css"):
         shutil.copy(file, folder)
-    for file in ENGINE.iterdir():
-        shutil.copy(file, folder)
-    shutil.copy(HERE / "explorer.html", folder.parent / "explorer.html")
+    write_packed(folder / "engine.bin", (ENGINE / ENGINE_BINARY).read_bytes())
+    page = (HERE / "explorer.html").read_text("utf-8")
+    if not real:
+        page = page.replace('<details id="history">', '<details id="history" hidden>')
+    (folder.parent / "explorer.html").write_text(page, "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The explorer in a page without a kernel, in a browser: `make site-test`.
 
 Its numbers are PyTorch's, it asks nothing of another host, it works with the network
-cut, and it answers quickly.
+cut, it is light, and it answers quickly.
 """
 
 import base64
+import gzip
+import os
 import shutil
 import statistics
 import threading
@@ -16,14 +18,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from resnet_lib.data import Normalisation
 from resnet_lib.datasets import load_data
 from resnet_lib.explorer.inside import look_inside
 from resnet_lib.runs import load_run
-from workshop.site.page import DIGITS, NETS
+from workshop.site.page import DIGITS, HISTORY, NETS
 
+READY = 3  # seconds until the explorer answers, from this machine
+FRONT_PAGE = 6_000_000  # bytes on the wire, with the explorer in it opened
+TEXT = ("text/", "application/json", "application/javascript", "image/svg")
 HTML = Path(__file__).parents[2] / ".site" / "html"
 
 
@@ -41,35 +46,91 @@ def host():
 
 
 @pytest.fixture(scope="module")
-def page(host):
-    """The page, ready; then the network is cut."""
+def browser():
     with sync_playwright() as play:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = play.chromium.launch(executable_path=path)
-        page = browser.new_page(viewport={"width": 1000, "height": 1400})
-        page.set_default_timeout(120_000)
-        page.wrong = []
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.on(
-            "console",
-            lambda m: page.wrong.append(m.text) if m.type == "error" else None,
-        )
-        page.on(
-            "request",
-            lambda r: (
-                None
-                if r.url.startswith((host, "data:", "blob:"))
-                else page.wrong.append(r.url)
-            ),
-        )
+        yield browser
+        browser.close()
+
+
+def new_page(browser: Browser, host: str, **options) -> Page:
+    """An empty page that writes down everything that goes wrong in it."""
+    page = browser.new_page(viewport={"width": 1000, "height": 1400}, **options)
+    page.set_default_timeout(120_000)
+    page.wrong = []
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on(
+        "console",
+        lambda m: page.wrong.append(m.text) if m.type == "error" else None,
+    )
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((host, "data:", "blob:")):
+            page.wrong.append(request.url)
+
+    page.on("request", asked)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser, host):
+    """The page, ready; then the network is cut."""
+    page = new_page(browser, host)
+    page.goto(host + "explorer.html")
+    page.locator(".rx[data-looks]").wait_for()
+    page.context.set_offline(True)
+    yield page
+    assert page.wrong == []
+
+
+def test_it_is_ready_soon(browser, host):
+    """The best of three, with more time on a busy machine: that is no slow page."""
+    seconds = []
+    for _ in range(3):
+        page = new_page(browser, host)
         start = time.perf_counter()
         page.goto(host + "explorer.html")
         page.locator(".rx[data-looks]").wait_for()
-        print(f"ready after {time.perf_counter() - start:.1f} s")
-        page.context.set_offline(True)
-        yield page
-        assert page.wrong == []
-        browser.close()
+        seconds.append(time.perf_counter() - start)
+        page.close()
+    print("ready after", ", ".join(f"{s:.1f} s" for s in seconds))
+    assert min(seconds) < READY * max(1, os.getloadavg()[0] / os.cpu_count())
+
+
+def on_the_wire(page: Page) -> dict[str, int]:
+    """The bytes of each file that the page loads, texts packed as every host does."""
+    sizes = {}
+
+    def answered(response) -> None:
+        body = response.body()
+        kind = response.headers.get("content-type", "")
+        name = response.url.split("/")[-1].split("?")[0]
+        sizes[name] = len(gzip.compress(body) if kind.startswith(TEXT) else body)
+
+    page.on("requestfinished", lambda request: answered(request.response()))
+    return sizes
+
+
+def test_the_front_page_is_light(browser, host):
+    """Closed, its door loads nothing of the explorer; opened, all is under 6 MB."""
+    page = new_page(browser, host)
+    sizes = on_the_wire(page)
+    page.goto(host + "index.html")
+    page.wait_for_load_state("networkidle")
+    page.mouse.wheel(0, 20_000)
+    page.wait_for_timeout(2_000)
+    print(f"front page: {sum(sizes.values()):,} bytes")
+    assert "README.html" in sizes or "index.html" in sizes
+    assert not {"explorer.html", "engine.bin", "pair.json"} & set(sizes)
+    page.locator(".explorer-door summary").click()
+    frame = page.frame_locator(".explorer-door iframe")
+    frame.locator(".rx[data-looks]").wait_for()
+    page.wait_for_load_state("networkidle")
+    print(f"with the explorer: {sum(sizes.values()):,} bytes in {len(sizes)} files")
+    assert "engine.bin" in sizes
+    assert sum(sizes.values()) < FRONT_PAGE, sorted(sizes.items(), key=lambda s: -s[1])
+    assert page.wrong == []
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +143,9 @@ def nets():
     return data, norm, {title: run.model() for title, run in runs.items()}
 
 
-LOOK = """async ([index, scales]) => {
-    const { backend } = document.querySelector('.rx').view;
-    const { nets } = await backend.look({ picture: index, scales });
+LOOK = """async ([index, scales, iteration, number]) => {
+    const { backend } = document.querySelectorAll('.rx')[number].view;
+    const { nets } = await backend.look({ picture: index, scales, iteration });
     const text = (data) => {
         const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
         let out = '';
@@ -109,20 +170,22 @@ def test_numbers_are_those_of_pytorch(page, nets, hurt):
     worst = 0
     for index in indices[:20]:
         x = norm(data.test.images[index : index + 1])
-        for title, logits, parts in page.evaluate(LOOK, [index, scales]):
+        found = page.evaluate(LOOK, [index, scales, -1, 0])
+        for title, logits, parts in found:
             inside = look_inside(models[title], x, scales)
-            right = inside.logits[0].numpy()
-            worst = max(worst, np.abs(np.array(logits) - right).max())
-            names = set()
-            for name, shape, text in parts:
-                found = np.frombuffer(base64.b64decode(text), np.float32).reshape(shape)
-                right = inside.parts[name][0].numpy()
-                worst = max(worst, np.abs(found - right).max())
-                names.add(name)
-            assert {"input", "stem.f", "layer3.0.f", "layer3.0.h"} <= names
+            worst = max(worst, difference(inside, logits, parts))
     print(f"largest difference: {worst:.1e}")
     assert worst < 1e-3
-    page.evaluate("document.querySelector('.rx').view.refresh()")  # its own again
+
+
+def difference(inside, logits: list, parts: list) -> float:
+    """The largest between what the page says of a network and what PyTorch says."""
+    worst = np.abs(np.array(logits) - inside.logits[0].numpy()).max()
+    for name, shape, text in parts:
+        found = np.frombuffer(base64.b64decode(text), np.float32).reshape(shape)
+        worst = max(worst, np.abs(found - inside.parts[name][0].numpy()).max())
+    assert {"input", "stem.f", "layer3.0.f", "layer3.0.h"} <= {p[0] for p in parts}
+    return worst
 
 
 def test_the_pixel_adds_up(page):
@@ -156,8 +219,7 @@ MEASURE = """async () => {
     const pause = (ms) => new Promise((go) => setTimeout(go, ms));
     const accuracy = document.querySelector('.rx-accuracy');
     while (accuracy.dataset.seen !== '200') await pause(100);
-    const looks = () => Number(view.root.dataset.looks);
-    const times = { hover: [], block: [], lesion: [] };
+    const times = { hover: [], block: [], lesion: [], maps: [] };
     const canvas = document.querySelector('figure[data-step=f] canvas');
     const nodes = [...document.querySelectorAll('.rx-node')];
     const box = canvas.getBoundingClientRect();
@@ -172,18 +234,24 @@ MEASURE = """async () => {
         await pause(30);
     }
     const toggles = [...document.querySelectorAll('.rx-switch')];
+    // The attribute changes when the probabilities stand there.
+    const changes = (name) => new Promise((go) => {
+        const watch = () => { observer.disconnect(); go(performance.now()); };
+        const observer = new MutationObserver(watch);
+        observer.observe(view.root, { attributeFilter: [name] });
+    });
     for (let i = 0; i < 20; i++) {
-        const before = looks();
         const start = performance.now();
+        const both = ['data-answers', 'data-looks'].map(changes);
         toggles[i % 9].click();
-        while (looks() === before) await pause(1);
-        times.lesion.push(performance.now() - start);
+        times.lesion.push((await both[0]) - start);
+        times.maps.push((await both[1]) - start);
         view.judging = null; // measured alone
         await pause(400);
     }
     return times;
 }"""
-GOALS = {"hover": 16, "block": 100, "lesion": 150}  # milliseconds
+GOALS = {"hover": 16, "block": 100, "lesion": 150, "maps": 300}  # milliseconds
 
 
 def test_latency(page):
@@ -221,3 +289,79 @@ def test_a_picture_of_ones_own(page, tmp_path):
     for name, words in (("a.svg", "a drawing"), ("notes.png", "no picture")):
         page.locator(".rx-own input").set_input_files(tmp_path / name)
         page.get_by_text(words).wait_for()
+
+
+def test_a_training_is_played_back(browser, host, nets):
+    data, norm, _ = nets
+    if data.name != "cifar10":
+        pytest.skip("no run on the digits kept weights along its way")
+    run = load_run(HISTORY["residual"])
+    page = new_page(browser, host)
+    page.goto(host + "explorer.html")
+    page.locator("#history summary").first.click()
+    rx = page.locator("#history .rx")
+    page.locator("#history .rx[data-looks]").wait_for()
+    rx.get_by_text("play", exact=True).click()
+    words = rx.locator(".rx-time .rx-words")
+    words.get_by_text("untrained").wait_for()
+    rx.locator(".rx-verdict").get_by_text("64,000").wait_for()
+    rx.locator(".rx-time input").fill("2000")
+    words.get_by_text("shown are those of 500").wait_for()
+    for iteration in (0, 500, 64_000):
+        x = norm(data.test.images[3:4])
+        ((_, logits, parts),) = page.evaluate(LOOK, [3, {}, iteration, 1])
+        model = run.model(None if iteration == 64_000 else iteration)
+        inside = look_inside(model, x)
+        size = max(1, max(float(part.abs().max()) for part in inside.parts.values()))
+        assert difference(inside, logits, parts) < 1e-3 * size
+    assert page.wrong == []
+
+
+CONTRAST = """() => {
+    const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+        .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = (e) => {
+        for (; e; e = e.parentElement) {
+            const rgb = channels(getComputedStyle(e).backgroundColor);
+            if (rgb.length < 4 || rgb[3] === 1) return rgb;
+        }
+        return [255, 255, 255];
+    };
+    const speaks = (e) => [...e.childNodes].some(
+        (node) => node.nodeType === 3 && node.textContent.trim());
+    const found = [];
+    for (const e of document.querySelectorAll('body *')) {
+        if (!speaks(e) || !e.checkVisibility() || e.closest(':disabled, script, title'))
+            continue;
+        const style = getComputedStyle(e);
+        const text = e.closest('svg') ? style.fill : style.color;
+        const [a, b] = [light(channels(text)), light(ground(e))];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        found.push([ratio, `${e.className.baseVal ?? e.className} ${e.textContent}`]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_can_be_read(browser, host, scheme):
+    """Contrast of at least 4.5 to 1, with everything open that has words."""
+    page = new_page(browser, host, color_scheme=scheme)
+    page.goto(host + "explorer.html")
+    page.locator(".rx[data-looks]").wait_for()
+    page.locator("#history summary").first.click()
+    page.locator("#history .rx[data-looks]").wait_for()
+    for number in range(2):
+        rx = page.locator(".rx").nth(number)
+        rx.locator("figure[data-step=f] canvas").click(position={"x": 40, "y": 40})
+        rx.locator(".rx-windows[data-value]").wait_for()
+    page.locator(".rx-switch").nth(3).click()
+    page.locator(".rx").first.get_by_text("the mark").wait_for()
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 150
+    ratio, words = min(found)
+    print(f"{scheme}: the least contrast is {ratio:.1f}, of {words!r}")
+    assert ratio >= 4.5, sorted(found)[:10]
+    assert page.wrong == []
