@@ -182,8 +182,8 @@ LETTERS = "abz019 ._-~/\\$%{}[]\"'\0\n\té中😀"
 
 
 def number(r: Random) -> int | float:
-    small, large = (r.randint(-3, 100), r.uniform(0, 2)), (LARGE, FLOATS)
-    return r.choice(small if r.randrange(3) else r.choice(large))
+    small = (-1, 0, r.randint(-3, 100), r.uniform(0, 2))
+    return r.choice(small if r.randrange(3) else r.choice((LARGE, FLOATS)))
 
 
 def text(r: Random, most: int = 6) -> str:
@@ -192,11 +192,11 @@ def text(r: Random, most: int = 6) -> str:
 
 def anything(r: Random) -> object:
     kind = r.randrange(6)
-    if kind < 2:
+    if kind < 3:
         return number(r)
-    if kind == 2:
+    if kind == 3:
         return r.choice(COATS)(r.choice([r.randint(0, 100), r.uniform(0, 2)]))
-    return text(r) if kind == 3 else r.choice(ODD)
+    return text(r) if kind == 4 else r.choice(ODD)
 
 
 def things(r: Random) -> object:
