@@ -218,6 +218,8 @@ def test_table_has_a_row_per_run():
     assert runs_table(RUNS)["run"].tolist() == list(RUNS)
 
 
-def test_unknown_run_names_the_others():
+def test_unknown_run_names_the_others(tmp_path):
     with pytest.raises(KeyError, match="resnet18-digits"):
         load_run("resnet19")
+    with pytest.raises(KeyError, match="There are: none"):
+        load_run("resnet19", tmp_path)
