@@ -34,7 +34,7 @@ def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
         )
 
 
-def check_images(x: Tensor, channels: int = 3) -> None:
+def check_images(x: Tensor, channels: int) -> None:
     """Raise ValueError, naming the remedy, unless `x` is float images (N, channels, H,
     W).
 

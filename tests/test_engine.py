@@ -204,6 +204,8 @@ def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(recorder, monkeypatch):
     assert group["lr"] is gpu.rate and group["fused"] is True
     assert torch.equal(bits(gpu.model), bits(cpu.model))
     gpu.step()
+    (written,) = gpu.state_dict()["optimizer"]["param_groups"]
+    assert type(written["lr"]) is float and written["fused"] is None  # for any machine
     cpu.load_state_dict(gpu.state_dict())
     (group,) = cpu.optimizer.param_groups
     assert isinstance(group["lr"], float) and not group["fused"]
@@ -309,6 +311,12 @@ def test_evaluate_says_what_it_wants():
         evaluate(net, loader, norm)
     with pytest.raises(TypeError, match=r"not a float: give Normalisation\.of"):
         evaluate(net, DATA.test, 0.5)
+
+
+def test_a_network_without_weights_is_judged_too():
+    norm = Normalisation.of(DATA.train.images)
+    logits = evaluate(nn.Flatten(), DATA.test, norm).logits
+    assert torch.equal(logits, norm(DATA.test.images).flatten(1))
 
 
 def test_evaluate_brings_images_and_statistics_to_the_model(monkeypatch):

@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import math
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +13,7 @@ import pytest
 from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, plots
 from resnet_lib.runs import (
     COLUMNS,
+    _tree,
     histories,
     history_text,
     load_run,
@@ -87,6 +90,19 @@ def test_recorded_run_is_whole(name):
     size = sum(path.stat().st_size for path in run.folder.glob("*.*"))
     assert size < 4_000_000
     assert not list(run.folder.glob("checkpoint*"))
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_folder_has_the_name_that_git_gives_it(tmp_path):
+    for name in ("a/x.py", "a.py", "a-b.py", "b/c/y.py", "b/__pycache__/y.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    ours = _tree(tmp_path).hex()
+    for work in ("init -q", "add *.py", "write-tree"):
+        git = subprocess.run(
+            ["git", "-C", tmp_path, *work.split()], capture_output=True, check=True
+        )
+    assert git.stdout.decode().strip() == ours
 
 
 # --- the study ------------------------------------------------------------------------
@@ -222,6 +238,8 @@ def test_table_has_a_row_per_run():
     assert runs_table(RUNS)["run"].tolist() == list(RUNS)
 
 
-def test_unknown_run_names_the_others():
+def test_unknown_run_names_the_others(tmp_path):
     with pytest.raises(KeyError, match="resnet18-digits"):
         load_run("resnet19")
+    with pytest.raises(KeyError, match="There are: none"):
+        load_run("resnet19", tmp_path)

@@ -238,6 +238,8 @@ def test_run_folder_holds_the_record(alone):
     run = Run(folder)
     assert run.finished and recorded_runs(folder.parent).keys() == {"run"}
     assert Recipe(**run.recipe) == SHORT
+    text = (folder / "recipe.json").read_text()
+    assert '\n    "lr": 0.1,\n' in text  # a line for each field
     assert run.history["iteration"].tolist() == [4, 8, 12, 16, 20, 24]
     assert run.history["test_error"].notna().tolist() == [False, False, True] * 2
     assert run.history["validation_error"].notna().sum() == 2
@@ -406,16 +408,21 @@ def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
     assert stopped(tmp_path).iteration == 2
 
 
-def test_last_update_that_breaks_the_weights_is_told(tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [("fp32", r"lr\.$"), ("bf16", "lr, or set precision='fp32' to see")],
+)
+def test_last_update_that_breaks_the_weights_is_told(tmp_path, precision, remedy):
     def poison(rows):
         if rows[-1]["iteration"] == SHORT.iterations:
             with torch.no_grad():
                 net.conv1.weight.fill_(math.inf)
 
     net = small_net()
-    told = f"no longer finite at iteration {SHORT.iterations}"
+    recipe = dataclasses.replace(SHORT, precision=precision)
+    told = f"no longer finite at iteration {SHORT.iterations}.*{remedy}"
     with pytest.raises(FloatingPointError, match=told):
-        fit(net, DIGITS, SHORT, tmp_path, on_row=poison, progress=False)
+        fit(net, DIGITS, recipe, tmp_path, on_row=poison, progress=False)
     assert not (tmp_path / "weights.pt").exists()
 
 

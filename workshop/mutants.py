@@ -232,7 +232,8 @@ def verdict(mutant: Mutant, tests: dict[str, dict]) -> dict:
     status = apart(lambda: trial(mutant, chosen(mutant, tests)))
     shutil.rmtree(KEPT / "scratch", ignore_errors=True)
     by = (KEPT / "killer").read_text() if status > 0 else "the clock"
-    said = {0: "survived", 98: "no Python"}.get(status, "killed")
+    unseen = pytest.ExitCode.NO_TESTS_COLLECTED  # no test comes by
+    said = {0: "survived", unseen: "survived", 98: "no Python"}.get(status, "killed")
     return {"mutant": mutant.name, "said": said, "by": by if said == "killed" else ""}
 
 
