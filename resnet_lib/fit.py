@@ -224,9 +224,7 @@ class _Loop:
         bar.update()
         # Reading the loss makes a GPU wait; without a bar nobody would see it.
         if not bar.disable and self.state.iteration % 20 == 0:
-            rate = (bar.format_dict["rate"] or 0) * self.state.recipe.batch_size
-            text = f"{self.state.progress()}, {rate:,.0f} images/s"
-            bar.set_postfix_str(text, refresh=False)
+            bar.set_postfix_str(self.state.progress(), refresh=False)
 
     def _row(self, seconds: Callable[[], float]) -> None:
         state = self.state
