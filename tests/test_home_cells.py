@@ -8,6 +8,7 @@ free.
 import ast
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,10 +87,8 @@ def cells(notebook: Path) -> list[tuple[str, list[str]]]:
 
 def problems(source: str, homes: list[str], library: dict) -> list[str]:
     """What is wrong with one cell, in words; empty if nothing is."""
-    lines = source.splitlines()  # IPython's own commands are no Python
-    source = "\n".join(
-        line for line in lines if not line.lstrip().startswith(("%", "!"))
-    )
+    # IPython's own commands are no Python.
+    source = re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M)
     body = ast.parse(source).body
     found = [
         f"{name} is redefined outside its home cell"
