@@ -8,7 +8,6 @@ free.
 import ast
 import copy
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,8 +86,10 @@ def cells(notebook: Path) -> list[tuple[str, list[str]]]:
 
 def problems(source: str, homes: list[str], library: dict) -> list[str]:
     """What is wrong with one cell, in words; empty if nothing is."""
-    # IPython's own commands are no Python.
-    source = re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.M)
+    lines = source.splitlines()  # IPython's own commands are no Python
+    source = "\n".join(
+        line for line in lines if not line.lstrip().startswith(("%", "!"))
+    )
     body = ast.parse(source).body
     found = [
         f"{name} is redefined outside its home cell"
