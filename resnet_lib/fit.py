@@ -22,6 +22,7 @@ from resnet_lib.device import (
     threads_given,
 )
 from resnet_lib.distributed import DataParallelTraining, Ranks
+from resnet_lib.paths import expanded
 from resnet_lib.progress import in_notebook, progress_bar
 from resnet_lib.recipe import Recipe, image_size_at
 from resnet_lib.training import Training
@@ -100,7 +101,7 @@ def fit(
         state = Training(model, data, recipe, device, graphed=graphed)
     folder = None
     if run:
-        folder = RunFolder(Path(run).expanduser(), state, ranks, snapshots)
+        folder = RunFolder(expanded(run), state, ranks, snapshots)
     progress = progress and ranks.first
     loop = _Loop(state, ranks, folder, 60 * max_minutes, checkpoint_seconds, on_row)
     try:

@@ -523,6 +523,13 @@ CHANGES = {
     "a forward hung on a block": lambda model: setattr(
         model.layer1[0], "forward", lambda x: x
     ),
+    "a residual hung on a block": lambda model: setattr(
+        model.layer1[0], "residual", lambda x: 0 * x
+    ),
+    "a hook": lambda model: model.register_forward_hook(lambda *given: None),
+    "a hook before a stage": lambda model: model.layer1.register_forward_pre_hook(
+        lambda *given: None
+    ),
 }
 
 

@@ -226,6 +226,90 @@ def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path):
         longest_study(runs)
 
 
+def mlp(activation=nn.ReLU, **attributes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), activation())
+    vars(net).update(attributes)
+    return net
+
+
+class Squared(nn.Flatten):
+    def forward(self, x):
+        return super().forward(x * x)
+
+
+def of_that_name(power):
+    class Own(nn.Flatten):
+        if power == 2:
+
+            def forward(self, x):
+                return super().forward(x**2)
+
+        else:
+
+            def forward(self, x):
+                return super().forward(x**3)
+
+    return nn.Sequential(Own(), nn.Linear(3072, 10))
+
+
+def hooked(net, hook):
+    net.register_forward_hook(hook)
+    return net
+
+
+OTHER_NETS = {  # pairs that no name, size or description tells apart
+    "an activation": (mlp, lambda: mlp(nn.Tanh)),
+    "of ours, changed": (NETS["activation"][0], lambda: altered("", "relu", nn.ELU())),
+    "a number of its own": (lambda: mlp(scale=1.0), lambda: mlp(scale=2.0)),
+    "another class": (mlp, lambda: nn.Sequential(Squared(), *mlp()[1:])),
+    "a forward": (lambda: of_that_name(2), lambda: of_that_name(3)),
+    "a hook": (mlp, lambda: hooked(mlp(), lambda net, given, answer: 2 * answer)),
+    "frozen": (small_net, lambda: frozen(small_net(), "conv1")),
+}
+
+
+def frozen(net, layer=""):
+    net.get_submodule(layer).requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 60], ids=["cut short", "finished"])
+@pytest.mark.parametrize("name", OTHER_NETS)
+def test_a_run_refuses_another_network(tmp_path, name, minutes):
+    ours, theirs = OTHER_NETS[name]
+    train(d(24), tmp_path, ours(), SHORT, max_minutes=minutes)
+    with pytest.raises(ValueError, match=r"another network.*Choose another folder"):
+        train(d(24), tmp_path, theirs(), SHORT)
+    assert train(d(24), tmp_path, ours(), SHORT).finished  # the remedies
+    assert train(d(24), tmp_path / "other", theirs(), SHORT).finished
+
+
+def test_pictures_that_changed_in_place_are_other_pictures(tmp_path):
+    data = d(24)
+    train(data, tmp_path, recipe=SHORT)
+    data.train.images.zero_()
+    with pytest.raises(ValueError, match="other data of the name 'random'"):
+        train(data, tmp_path, recipe=SHORT)
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "history.csv", "checkpoint.pt"])
+def test_a_folder_of_another_program_is_left_alone(tmp_path, file):
+    (tmp_path / file).write_text("theirs")
+    with pytest.raises(RuntimeError, match=f"{file} is there, and no recipe.json"):
+        train(d(24), tmp_path, recipe=SHORT)
+    assert (tmp_path / file).read_text() == "theirs"
+    (tmp_path / file).rename(tmp_path / "checkpoint.best.pt")  # beside a run it stays
+    assert train(d(24), tmp_path, recipe=SHORT).finished
+    assert (tmp_path / "checkpoint.best.pt").read_text() == "theirs"
+
+
+def test_a_name_that_is_no_text_is_no_name(tmp_path):
+    net = small_net()
+    net.name = 5
+    train(d(24), tmp_path / "run", net, SHORT)
+    assert load_run("run", tmp_path).about["model"] == "ResNet"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
@@ -274,6 +358,9 @@ DAMAGES = {  # what befalls the text of a file
     ),
     "a wide network": ("recipe.json", inside("network", widths=8)),
     "a shortcut": ("recipe.json", inside("network", shortcut="E")),
+    "a class": ("recipe.json", inside("network", **{"class": "VGG"})),
+    "an endless number": ("history.csv", row_in_front("inf" + "," * 8)),
+    "no line": ("history.csv", lambda text: "iteration"),
 }
 
 
@@ -301,6 +388,26 @@ def test_weights_of_another_network_are_named(run, tmp_path):
             load_run("run", tmp_path).model()
     (run / "weights.pt").write_bytes(whole)
     assert load_run("run", str(tmp_path)).model()
+
+
+def test_what_is_told_of_a_run_without_its_files_works(run, tmp_path):
+    (run / "weights.pt").write_bytes(b"half")
+    with pytest.raises(RuntimeError, match=r"damaged.* train the run anew in another"):
+        train(d(24), run)
+    torch.save(mlp().state_dict(), run / "weights.pt")
+    with pytest.raises(
+        RuntimeError, match=r"of another network\. Restore it, or train"
+    ):
+        train(d(24), run)
+    assert train(d(24), tmp_path / "another").finished
+    (tmp_path / "another" / "history.csv").unlink()
+    whole = (tmp_path / "another" / "weights.pt").read_bytes()
+    with pytest.raises(RuntimeError, match=r"history.csv is damaged .*or choose"):
+        train(d(24), tmp_path / "another")
+    assert (tmp_path / "another" / "weights.pt").read_bytes() == whole
+    (tmp_path / "another" / "history.csv").mkdir()
+    (tmp_path / "a" / "recipe.json").mkdir(parents=True)
+    assert recorded_runs(tmp_path).keys() == {"run"}
 
 
 @pytest.mark.parametrize("name", [3, None, 2.5, "nothing", "\0"])
@@ -388,4 +495,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert train(d(24), "~/my runs/first").finished
     assert Run(tmp_path / "my runs" / "first").finished
     assert not (tmp_path / "~").exists()
+    with pytest.raises(ValueError, match="no such home folder. Write it in full"):
+        train(d(24), "~nosuchuser/x")
     assert load_run("first", "~/my runs") and "first" in recorded_runs("~/my runs")
