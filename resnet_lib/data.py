@@ -355,6 +355,11 @@ class Batches:
             raise ValueError(
                 f"The batch size is {batch_size!r}: give a whole number, 1 or more."
             )
+        if batch_size > 1_000 * len(data):
+            raise ValueError(
+                f"A batch of {batch_size} goes over {len(data)} images "
+                f"{batch_size // len(data)} times. Give a batch_size of {len(data)}."
+            )
         self.labels = data.labels
         self.batch_size, self.share = batch_size, share
         self.augment = Augmenter(data.images, normalisation)

@@ -33,12 +33,20 @@ LIBRARIES = ("builtins", "resnet_lib", "torch", "torchvision")
 
 def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
     """Raise ValueError unless every stage has one width and one depth, 1 or more."""
-    whole = all(isinstance(n, Integral) and n >= 1 for n in (*widths, *depths))
-    if len(widths) != len(depths) or not len(widths) or not whole:
+    try:
+        good = len(widths) == len(depths) > 0 and all(map(_counts, (*widths, *depths)))
+    except TypeError:  # a number, and not one for each stage
+        good = False
+    if not good:
         raise ValueError(
             "Give one width and one depth per stage, each a whole number, 1 or more: "
-            f"got widths {tuple(widths)} and depths {tuple(depths)}."
+            f"got widths {widths} and depths {depths}."
         )
+
+
+def _counts(number: object) -> bool:
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    return whole and number >= 1
 
 
 def check_images(x: Tensor, channels: int) -> None:
@@ -180,6 +188,9 @@ def get_model(
             f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
             "110, or plain in place of resnet."
         )
+    for field, number in (("classes", classes), ("in_channels", in_channels)):
+        if not _counts(number):
+            raise ValueError(f"{field} is {number!r}: give a whole number, 1 or more.")
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
         raise ValueError(f"{name} has no shortcuts: leave `shortcut` out.")

@@ -20,8 +20,21 @@ import torch
 import torchvision
 from torch import nn
 
-from resnet_lib import PAPER, QUICK, Dataset, Images, Recipe, ResNet, fit, get_model
+from resnet_lib import (
+    PAPER,
+    QUICK,
+    Dataset,
+    Images,
+    Recipe,
+    ResNet,
+    evaluate,
+    fit,
+    get_model,
+)
 from resnet_lib import checkpoints as folders
+from resnet_lib.data import Normalisation
+from resnet_lib.fit import expected_minutes
+from resnet_lib.recipe import FLOAT32
 from resnet_lib.runs import (
     Run,
     histories,
@@ -112,6 +125,10 @@ BAD_RECIPES = [
     ({"iterations": 20}, "use its scaled\\(20\\); for none of them, give milestones="),
     ({"precision": "fp8"}, "choose from 'auto', 'bf16', 'tf32', 'fp32'"),
     *(({"schedule": bad}, "from 'steps', 'tri") for bad in (3, np.array(["steps"]))),
+    *(({"log_every": bad}, f"{WHOLE}, such as 100") for bad in (0.5, -2.5)),
+    ({"validation": 0.1}, f"{WHOLE}, such as 5000"),
+    *(({name: 1e300}, "than float32 holds: give less") for name in FLOAT32),
+    ({"schedule": "triangular"}, "its peak, .*Give milestones=\\(12800,\\)"),
     ({"seed": 2**64}, "is 2\\*\\*63 or more: give a smaller number"),
 ]
 
@@ -126,6 +143,19 @@ def test_a_recipe_that_no_training_could_follow_is_refused(change, told):
 
 
 def test_the_remedies_for_a_recipe_work():
+    change = {"schedule": "triangular", "milestones": (12_800,)}
+    assert dataclasses.replace(PAPER, **change).milestones == (12_800,)
+    with pytest.raises(ValueError, match=r"use its scaled\(4000\)\.$"):
+        dataclasses.replace(QUICK, iterations=4000)
+    assert QUICK.scaled(4000).milestones == (800,)
+    assert QUICK.scaled(2).milestones == (1,)
+    with pytest.raises(ValueError, match="2 iterations or more, or schedule='steps'"):
+        QUICK.scaled(1)
+    assert dataclasses.replace(QUICK, schedule="steps").scaled(1).iterations == 1
+    with pytest.raises(ValueError, match=r"small_until=\(\) and small_size=\(\)"):
+        dataclasses.replace(QUICK, iterations=5000)
+    no_small = {"small_until": (), "small_size": ()}
+    assert dataclasses.replace(QUICK, iterations=5000, **no_small)
     assert PAPER.scaled(20).milestones == (10, 15)
     assert dataclasses.replace(PAPER, iterations=20, milestones=()).iterations == 20
     for bad in (10.67, 3906.25):
@@ -143,6 +173,90 @@ def test_the_remedies_for_a_recipe_work():
         iterations=np.int64(20), milestones=np.array([3]), lr=np.float32(0.5), seed=3
     )
     assert (type(ours.iterations), ours.milestones, ours.lr) == (int, (3,), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [({"lr": 1e30}, "lr"), ({"weight_decay": 1e30}, "weight_decay")],
+)
+def test_the_field_that_breaks_the_loss_is_named(change, remedy):
+    recipe = dataclasses.replace(R, precision="fp32", log_every=1, **change)
+    with pytest.raises(FloatingPointError, match=f"Lower the recipe's {remedy}\\."):
+        train(d(24), recipe=recipe)
+
+
+def frozen(net, layer=""):
+    net.get_submodule(layer).requires_grad_(False)
+    return net
+
+
+class Answers(nn.Module):
+    """A small network whose answer is changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = small_net(), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+TYPE = "is of type"
+BAD_CALLS = [  # arguments of fit, and what is said
+    *(({"model": bad}, f"The model {TYPE} str: give a") for bad in ("resnet8",)),
+    ({"data": d(24).train}, f"The data {TYPE} Images: give a .*Dataset"),
+    ({"model": d(24), "data": small_net()}, f"The model {TYPE} Dataset"),
+    ({"recipe": "paper"}, f"The recipe {TYPE} str: give a .*Recipe"),
+    *(({"max_minutes": bad}, "0 or more") for bad in (None, "5", float("nan"), -1)),
+    *(({"checkpoint_seconds": bad}, "0 or more") for bad in (None, float("nan"))),
+    *(
+        ({"snapshots": bad, "run": "r"}, r"from 0 to 2, as in snapshots=\(0, 2\)")
+        for bad in (5, True, [2.5], ["3"], [99], [-1], None)
+    ),
+    ({"snapshots": (0, 2)}, "kept in a folder: give one"),
+    ({"run": 5}, "5 is no path"),
+    ({"model": small_net().half()}, r"torch.float16.*model.float\(\)"),
+    ({"model": small_net().double()}, r"torch.float64.*model.float\(\)"),
+    ({"model": frozen(small_net())}, r"are none\..*model.requires_grad_\(\) thaws"),
+    ({"model": nn.Flatten()}, r"weights to train are none\."),
+    ({"model": Answers(lambda x: {"out": x})}, "with a dict. Let its forward"),
+    ({"model": Answers(lambda x: (x, x))}, "with a tuple. Let its forward"),
+    ({"model": Answers(lambda x: x[:, 0])}, r"of shape \(1,\)\. Let its forward"),
+    ({"model": Answers(lambda x: x[:, :, None])}, r"of shape \(1, 10, 1\)\. Let"),
+    (
+        {"recipe": dataclasses.replace(SHORT, batch_size=10**8)},
+        "goes over 24 images .* Give a batch_size of 24",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_CALLS)
+def test_a_call_that_cannot_be_is_refused(change, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = {"model": small_net(), "data": d(24), "recipe": SHORT, "device": "cpu"}
+    with pytest.raises((TypeError, ValueError), match=told) as refusal:
+        fit(**call | change, progress=False)
+    assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+
+
+def test_what_a_judge_cannot_judge():
+    data, norm = d(24), Normalisation.of(d(24).train.images)
+    for net, told in (
+        ("net", f"The model {TYPE} str"),
+        (small_net(classes=7), "tells 7"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=told):
+            evaluate(net, data.test, norm)
+    for size in (0, -1, 2.5, None):
+        with pytest.raises(ValueError, match=r"batch_size is .*whole number above 0"):
+            evaluate(small_net(), data.test, norm, batch_size=size)
+
+
+def test_a_long_recipe_is_estimated_at_once():
+    recipe = dataclasses.replace(SHORT, iterations=10**12)
+    assert expected_minutes(small_net(), d(24), recipe, "cpu", steps=1) > 10**6
+    with pytest.raises(TypeError, match=f"The recipe {TYPE} str"):
+        expected_minutes(small_net(), d(24), "paper")
 
 
 def test_ctrl_c_ends_a_training_within_a_step():
@@ -266,11 +380,6 @@ OTHER_NETS = {  # pairs that no name, size or description tells apart
     "a hook": (mlp, lambda: hooked(mlp(), lambda net, given, answer: 2 * answer)),
     "frozen": (small_net, lambda: frozen(small_net(), "conv1")),
 }
-
-
-def frozen(net, layer=""):
-    net.get_submodule(layer).requires_grad_(False)
-    return net
 
 
 @pytest.mark.parametrize("minutes", [1e-9, 60], ids=["cut short", "finished"])
@@ -495,6 +604,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert train(d(24), "~/my runs/first").finished
     assert Run(tmp_path / "my runs" / "first").finished
     assert not (tmp_path / "~").exists()
-    with pytest.raises(ValueError, match="no such home folder. Write it in full"):
+    with pytest.raises(ValueError, match=r"no such home folder\. Write"):
         train(d(24), "~nosuchuser/x")
     assert load_run("first", "~/my runs") and "first" in recorded_runs("~/my runs")
