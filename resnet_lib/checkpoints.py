@@ -159,13 +159,13 @@ class RunFolder:
 
     def _check_owner(self) -> None:
         """A folder without recipe.json is no run's: its files are somebody else's."""
-        if not (self.path / "recipe.json").exists():
-            for path in (self.history, self.weights, *self.checkpoints):
-                if path.exists():
-                    raise RuntimeError(
-                        f"{path} is there, and no recipe.json beside it says of which "
-                        "run. Choose another folder."
-                    )
+        files = (self.history, self.weights, *self.checkpoints)
+        found = [path.name for path in files if path.exists()]
+        if found and not (self.path / "recipe.json").exists():
+            raise RuntimeError(
+                f"{self.path} holds {found[0]} and no recipe.json, so it is of another "
+                "program or has lost its record. Choose another folder."
+            )
 
     def _check_identity(self) -> None:
         """Write what this run is, or compare it with what the folder says."""

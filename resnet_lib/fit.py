@@ -139,13 +139,11 @@ def _marks(snapshots: Sequence[int], end: int, run: Path | str | None) -> list[i
         marks = [operator.index(step) for step in snapshots]
     except TypeError:
         marks = [-1]
-    if not all(0 <= step <= end for step in marks):
+    if not all(0 <= step <= end for step in marks) or (marks and not run):
         raise ValueError(
-            f"snapshots is {snapshots!r}: list iterations from 0 to {end}, as in "
-            f"snapshots=(0, {end})."
+            f"snapshots is {snapshots!r}, run is {run!r}: list iterations from 0 to "
+            f"{end} and name a folder, as in snapshots=(0, {end}), run='first'."
         )
-    if marks and not run:
-        raise ValueError("snapshots are kept in a folder: give one, as in run='first'.")
     return marks
 
 

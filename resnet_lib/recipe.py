@@ -250,6 +250,6 @@ def learning_rate_at(iteration: int, recipe: Recipe, warming_up: bool = False) -
         (peak,) = recipe.milestones
         up = (iteration + 1) / peak
         down = (recipe.iterations - iteration) / (recipe.iterations - peak)
-        return recipe.lr * min(up, down)
+        return recipe.lr * max(0, min(up, down))
     drops = sum(iteration >= milestone for milestone in recipe.milestones)
     return recipe.lr * 0.1**drops

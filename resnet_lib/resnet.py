@@ -228,11 +228,8 @@ def _hung_on(module: nn.Module) -> list[object]:
 
 
 def network_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits that tell this network from others, whatever its weights.
-
-    From its layers and their options, what is hung on them, which weights are frozen,
-    and the code of classes that are neither PyTorch's nor ours.
-    """
+    """16 hexadecimal digits of its layers, their options, what is hung on them, frozen
+    weights, and the code of classes that are neither PyTorch's nor ours."""
     about = [str(model)]
     for module in model.modules():
         for kind in type(module).__mro__:

@@ -14,14 +14,7 @@ from resnet_lib.device import DeviceProfile, GraphedStep, can_record, device_pro
 from resnet_lib.recipe import Recipe, image_size_at, learning_rate_at
 from resnet_lib.resnet import evaluating
 
-__all__ = [
-    "COLUMNS",
-    "Evaluation",
-    "Training",
-    "check_training",
-    "evaluate",
-    "train_step",
-]
+__all__ = ["COLUMNS", "Evaluation", "Training", "evaluate", "train_step"]
 
 # A row of a history: what is measured, and when.
 COLUMNS = (
@@ -157,9 +150,8 @@ def check_training(model: nn.Module, data: Dataset, recipe: Recipe) -> None:
     kinds = {str(w.dtype) for w in model.parameters() if w.requires_grad}
     if kinds != {"torch.float32"}:
         raise ValueError(
-            f"The network's weights to train are {', '.join(sorted(kinds)) or 'none'}. "
-            "They have to be float32: model.float() converts them, and "
-            "model.requires_grad_() thaws frozen ones."
+            f"The weights to train are {', '.join(sorted(kinds)) or 'none'}: make them "
+            "float32 with model.float(), and thaw them with model.requires_grad_()."
         )
 
 

@@ -210,15 +210,18 @@ BAD_CALLS = [  # arguments of fit, and what is said
     *(({"max_minutes": bad}, "0 or more") for bad in (None, "5", float("nan"), -1)),
     *(({"checkpoint_seconds": bad}, "0 or more") for bad in (None, float("nan"))),
     *(
-        ({"snapshots": bad, "run": "r"}, r"from 0 to 2, as in snapshots=\(0, 2\)")
+        (
+            {"snapshots": bad, "run": "r"},
+            r"from 0 to 2 and name a folder, as in snapshots=\(0, 2\), run",
+        )
         for bad in (5, True, [2.5], ["3"], [99], [-1], None)
     ),
-    ({"snapshots": (0, 2)}, "kept in a folder: give one"),
+    ({"snapshots": (0, 2)}, "run is None: list iterations .* and name a folder"),
     ({"run": 5}, "5 is no path"),
     ({"model": small_net().half()}, r"torch.float16.*model.float\(\)"),
     ({"model": small_net().double()}, r"torch.float64.*model.float\(\)"),
-    ({"model": frozen(small_net())}, r"are none\..*model.requires_grad_\(\) thaws"),
-    ({"model": nn.Flatten()}, r"weights to train are none\."),
+    ({"model": frozen(small_net())}, r"are none: .* thaw them with model.requires_grad_"),
+    ({"model": nn.Flatten()}, "weights to train are none: "),
     ({"model": Answers(lambda x: {"out": x})}, "with a dict. Let its forward"),
     ({"model": Answers(lambda x: (x, x))}, "with a tuple. Let its forward"),
     ({"model": Answers(lambda x: x[:, 0])}, r"of shape \(1,\)\. Let its forward"),
@@ -404,7 +407,7 @@ def test_pictures_that_changed_in_place_are_other_pictures(tmp_path):
 @pytest.mark.parametrize("file", ["weights.pt", "history.csv", "checkpoint.pt"])
 def test_a_folder_of_another_program_is_left_alone(tmp_path, file):
     (tmp_path / file).write_text("theirs")
-    with pytest.raises(RuntimeError, match=f"{file} is there, and no recipe.json"):
+    with pytest.raises(RuntimeError, match=f"holds {file} and no recipe.json"):
         train(d(24), tmp_path, recipe=SHORT)
     assert (tmp_path / file).read_text() == "theirs"
     (tmp_path / file).rename(tmp_path / "checkpoint.best.pt")  # beside a run it stays
