@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from resnet_lib.distributed import Ranks
-from resnet_lib.resnet import describe
+from resnet_lib.resnet import describe, network_digest
 from resnet_lib.runs import (
     Run,
     describe_environment,
@@ -106,6 +106,7 @@ class RunFolder:
                 self._lock()
             # Asked again under the lock: another process may have finished it since.
             finished = Run(self.path).finished
+            self._check_owner()
             self._check_identity()
             if finished:
                 self._load_finished()
@@ -124,7 +125,14 @@ class RunFolder:
                 f"The run in {self.path} is finished and keeps no weights, only its "
                 "history. Choose another folder to train it anew."
             )
-        self.state.model.load_state_dict(load_weights(self.weights))
+        weights = load_weights(self.weights)
+        try:
+            self.state.model.load_state_dict(weights)
+        except RuntimeError:
+            raise RuntimeError(
+                f"{self.weights} holds the weights of another network. Restore it, or "
+                "train the run anew in another folder."
+            ) from None
         self.state.rows = read_history(self.history)
         self.state.iteration = self.state.rows[-1]["iteration"]
 
@@ -149,12 +157,23 @@ class RunFolder:
         if self.state.at_end and self.ranks.first:
             self.path.joinpath(".lock").unlink(missing_ok=True)
 
+    def _check_owner(self) -> None:
+        """A folder without recipe.json is no run's: its files are somebody else's."""
+        files = (self.history, self.weights, *self.checkpoints)
+        found = [path.name for path in files if path.exists()]
+        if found and not (self.path / "recipe.json").exists():
+            raise RuntimeError(
+                f"{self.path} holds {found[0]} and no recipe.json, so it is of another "
+                "program or has lost its record. Choose another folder."
+            )
+
     def _check_identity(self) -> None:
         """Write what this run is, or compare it with what the folder says."""
         state = self.state
         about = {
             "model": network_name(state.model),
             "network": describe(state.model),
+            "network_digest": network_digest(state.model),
             "data": state.data.name,
             "data_digest": state.data.digest,
             "recipe": dataclasses.asdict(state.recipe),
@@ -174,9 +193,12 @@ class RunFolder:
                 raise ValueError(self._difference(key, theirs[key], value))
 
     def _difference(self, key: str, theirs: object, ours: object) -> str:
-        if key == "network":
+        if key in ("network", "network_digest"):
+            other = ": other layers, hooks, code or frozen weights"
+            if key == "network" and theirs:
+                other = f", {theirs}"
             return (
-                f"{self.path} holds a run of another network, {theirs}. Choose another "
+                f"{self.path} holds a run of another network{other}. Choose another "
                 "folder, or build the network that it was begun with."
             )
         if key == "data_digest":
@@ -317,8 +339,9 @@ class RunFolder:
 
     def _remove_checkpoints(self) -> None:
         """And what a kill left of one (.part)."""
-        for path in self.path.glob("checkpoint*"):
+        for path in self.checkpoints:
             path.unlink(missing_ok=True)
+            path.with_name(path.name + ".part").unlink(missing_ok=True)
 
 
 def has_locks(path: Path) -> bool:
@@ -354,7 +377,8 @@ def _processes(count: int) -> str:
 
 
 def network_name(model: nn.Module) -> str:
-    return getattr(model, "name", type(model).__name__)
+    name = getattr(model, "name", None)
+    return name if isinstance(name, str) else type(model).__name__
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral
 
 import torch
@@ -120,9 +119,9 @@ class Dataset:
             f"found {low} to {high}. {remedy}"
         )
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """16 hexadecimal digits that tell this data from other data.
+        """16 hexadecimal digits that tell this data, as it is now, from other data.
 
         From the names of the classes, the sizes, every label, and some 150,000 pixels
         of each part, spread over all images.
@@ -355,6 +354,11 @@ class Batches:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f"The batch size is {batch_size!r}: give a whole number, 1 or more."
+            )
+        if batch_size > 1_000 * len(data):
+            raise ValueError(
+                f"A batch of {batch_size} goes over {len(data)} images "
+                f"{batch_size // len(data)} times. Give a batch_size of {len(data)}."
             )
         self.labels = data.labels
         self.batch_size, self.share = batch_size, share

@@ -4,10 +4,12 @@ import contextlib
 import copy
 import dataclasses
 import math
+import operator
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -22,9 +24,10 @@ from resnet_lib.device import (
     threads_given,
 )
 from resnet_lib.distributed import DataParallelTraining, Ranks
+from resnet_lib.paths import expanded
 from resnet_lib.progress import in_notebook, progress_bar
-from resnet_lib.recipe import Recipe, image_size_at
-from resnet_lib.training import Training
+from resnet_lib.recipe import Recipe
+from resnet_lib.training import Training, check_training
 
 __all__ = ["Fit", "expected_minutes", "fit", "stop_requests"]
 
@@ -89,10 +92,19 @@ def fit(
 
     Ctrl-C (SIGINT), SIGTERM and `max_minutes` stop after the running iteration, with a
     checkpoint; in a notebook, Ctrl-C stops the cells that follow too. Raises
-    FloatingPointError when the loss is no longer finite, ValueError for a run folder of
+    FloatingPointError when the loss is no longer finite, TypeError or ValueError for
+    arguments that cannot be followed, ValueError for a run folder of
     another network, recipe or data, RuntimeError for a damaged one and for one that
     another process is writing to, OSError for one that cannot be written.
     """
+    for name, value in {
+        "max_minutes": max_minutes,
+        "checkpoint_seconds": checkpoint_seconds,
+    }.items():
+        if not isinstance(value, Real) or not value >= 0:  # NaN is no time either
+            raise ValueError(f"{name} is {value!r}: give a number, 0 or more.")
+    check_training(model, data, recipe)
+    snapshots = _marks(snapshots, recipe.iterations, run)
     ranks = Ranks.here()
     if ranks.size > 1:
         state = DataParallelTraining(model, data, recipe, ranks, device)
@@ -100,7 +112,7 @@ def fit(
         state = Training(model, data, recipe, device, graphed=graphed)
     folder = None
     if run:
-        folder = RunFolder(Path(run).expanduser(), state, ranks, snapshots)
+        folder = RunFolder(expanded(run), state, ranks, snapshots)
     progress = progress and ranks.first
     loop = _Loop(state, ranks, folder, 60 * max_minutes, checkpoint_seconds, on_row)
     try:
@@ -119,6 +131,20 @@ def fit(
         where = f"Interrupted at iteration {state.iteration:,} of {recipe.iterations:,}"
         raise StoppedByHand(f"{where}: {kept}.", result)
     return result
+
+
+def _marks(snapshots: Sequence[int], end: int, run: Path | str | None) -> list[int]:
+    """The iterations to keep; ValueError for what would be passed over in silence."""
+    try:
+        marks = [operator.index(step) for step in snapshots]
+    except TypeError:
+        marks = [-1]
+    if not all(0 <= step <= end for step in marks) or (marks and not run):
+        raise ValueError(
+            f"snapshots is {snapshots!r}, run is {run!r}: list iterations from 0 to "
+            f"{end} and name a folder, as in snapshots=(0, {end}), run='first'."
+        )
+    return marks
 
 
 @contextlib.contextmanager
@@ -161,7 +187,8 @@ def _with_remedy(
             "pixel wide. Take a batch_size of 2 or more, or larger images."
         )
     kept = f" {folder.kept()}" if folder else ""
-    remedy = "Lower the recipe's lr"
+    field = "weight_decay" if state.recipe.weight_decay > 1 else "lr"
+    remedy = f"Lower the recipe's {field}"
     if state.profile.precision == "bf16":
         remedy += ", or set precision='fp32' to see whether bf16 is the cause"
     return FloatingPointError(f"{error}{kept} {remedy}.")
@@ -253,6 +280,7 @@ def expected_minutes(
     Times the real step on a copy, after three that warm up: `steps` updates, or as many
     as fit into `seconds` with the warm-up, one at least.
     """
+    check_training(model, data, recipe)
     full = dataclasses.replace(recipe, small_until=(), small_size=())
     begun = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
@@ -264,10 +292,9 @@ def expected_minutes(
     # A look at an image is a forward pass, a third of an update's work.
     evaluation = update * judged / recipe.batch_size / 3
     side = data.test.images.shape[-1]
-    updates = sum(
-        (image_size_at(iteration, recipe, side) / side) ** 2
-        for iteration in range(recipe.iterations)
-    )
+    ends, sizes = (*recipe.small_until, recipe.iterations), (*recipe.small_size, side)
+    pieces = zip((0, *recipe.small_until), ends, sizes, strict=True)
+    updates = sum((end - start) * (size / side) ** 2 for start, end, size in pieces)
     return (updates * update + looks * evaluation) / 60
 
 

@@ -23,6 +23,7 @@ CHOICES = {
     "precision": ("auto", "bf16", "tf32", "fp32"),
 }
 ABOVE_ZERO = ("iterations", "lr", "batch_size", "warmup_lr", "log_every", "eval_every")
+FLOAT32 = ("lr", "warmup_lr", "weight_decay")
 BELOW_ONE = ("momentum", "label_smoothing")
 
 
@@ -80,6 +81,10 @@ class Recipe:
                 raise ValueError(f"Recipe.{name} is {value}: give a number above 0.")
             if isinstance(value, int | float) and value < 0:
                 raise ValueError(f"Recipe.{name} is {value}: give 0 or more.")
+            if name in FLOAT32 and value is not None and value > 3.4e38:
+                raise ValueError(
+                    f"Recipe.{name} is {value}, more than float32 holds: give less."
+                )
             if name in BELOW_ONE and value >= 1:
                 raise ValueError(
                     f"Recipe.{name} is {value}: give 0 (off) or a number below 1."
@@ -97,17 +102,24 @@ class Recipe:
             if list(steps) != sorted(steps):
                 raise ValueError(f"Recipe.{name} {steps}: give them in rising order.")
             if edges != sorted(edges):
+                none = f"; for none of them, give {name}=()"
+                if name == "small_until":
+                    none += " and small_size=()"
+                elif self.schedule == "triangular":
+                    none = ""  # it needs its peak
                 raise ValueError(
                     f"Recipe.{name} {steps} must lie between 0 and the end, "
                     f"{self.iterations}. To shorten a recipe with its steps in "
-                    f"proportion, use its scaled({self.iterations}); for none of them, "
-                    f"give {name}=()."
+                    f"proportion, use its scaled({self.iterations}){none}."
                 )
         peak_inside = [0 < m < self.iterations for m in self.milestones] == [True]
         if self.schedule == "triangular" and not peak_inside:
+            remedy = f"Give milestones=({self.iterations // 5 or 1},)."
+            if self.iterations == 1:
+                remedy = "Take 2 iterations or more, or schedule='steps'."
             raise ValueError(
                 f"Recipe.milestones {self.milestones}: a triangular schedule has one, "
-                f"its peak, between 0 and {self.iterations}."
+                f"its peak, between 0 and {self.iterations}. {remedy}"
             )
         fits = len(self.small_size) == len(self.small_until)
         if not fits or min(self.small_size, default=1) < 1:
@@ -124,10 +136,13 @@ class Recipe:
         def moved(steps: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(round(step * iterations / self.iterations) for step in steps)
 
+        milestones = moved(self.milestones)
+        if self.schedule == "triangular" and iterations > 1:
+            milestones = (min(max(milestones[0], 1), iterations - 1),)  # inside
         return replace(
             self,
             iterations=iterations,
-            milestones=moved(self.milestones),
+            milestones=milestones,
             small_until=moved(self.small_until),
         )
 
@@ -166,7 +181,7 @@ def _typed(name: str, kind: type, value: object) -> object:
         try:
             number = operator.index(value)
         except TypeError:
-            near = _nearest(value)
+            near = _nearest(name, value)
             raise ValueError(f"{told} whole number{near}.") from None
         if number >= 2**63:  # no counter and no seed of PyTorch's holds it
             raise ValueError(f"Recipe.{name} is 2**63 or more: give a smaller number.")
@@ -182,12 +197,16 @@ def _typed(name: str, kind: type, value: object) -> object:
     return number
 
 
-def _nearest(value: object) -> str:
-    """A hint at the whole number that was meant; nothing for what is no number."""
+def _nearest(name: str, value: object) -> str:
+    """A hint at the whole number that was meant; nothing for what is no number.
+
+    Below 1 a share was meant, or seconds: the default is the better hint.
+    """
     try:
-        return f", such as {round(value)}"
-    except (TypeError, ValueError, OverflowError):
+        near = round(float(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return ""
+    return f", such as {near if value >= 1 else getattr(Recipe, name, 0)}"
 
 
 PAPER = Recipe()
@@ -231,6 +250,6 @@ def learning_rate_at(iteration: int, recipe: Recipe, warming_up: bool = False) -
         (peak,) = recipe.milestones
         up = (iteration + 1) / peak
         down = (recipe.iterations - iteration) / (recipe.iterations - peak)
-        return recipe.lr * min(up, down)
+        return recipe.lr * max(0, min(up, down))
     drops = sum(iteration >= milestone for milestone in recipe.milestones)
     return recipe.lr * 0.1**drops

@@ -1,7 +1,11 @@
 """ResNets for CIFAR-10 and their plain twins. Notebook 03; paper §3.3 and §4.2."""
 
+import ast
 import contextlib
+import hashlib
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -21,17 +25,28 @@ __all__ = [
     "get_model",
     "init_weights",
     "make_stage",
+    "network_digest",
 ]
+
+LIBRARIES = ("builtins", "resnet_lib", "torch", "torchvision")
 
 
 def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
     """Raise ValueError unless every stage has one width and one depth, 1 or more."""
-    whole = all(isinstance(n, Integral) and n >= 1 for n in (*widths, *depths))
-    if len(widths) != len(depths) or not len(widths) or not whole:
+    try:
+        good = len(widths) == len(depths) > 0 and all(map(_counts, (*widths, *depths)))
+    except TypeError:  # a number, and not one for each stage
+        good = False
+    if not good:
         raise ValueError(
             "Give one width and one depth per stage, each a whole number, 1 or more: "
-            f"got widths {tuple(widths)} and depths {tuple(depths)}."
+            f"got widths {widths} and depths {depths}."
         )
+
+
+def _counts(number: object) -> bool:
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    return whole and number >= 1
 
 
 def check_images(x: Tensor, channels: int) -> None:
@@ -173,6 +188,9 @@ def get_model(
             f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
             "110, or plain in place of resnet."
         )
+    for field, number in (("classes", classes), ("in_channels", in_channels)):
+        if not _counts(number):
+            raise ValueError(f"{field} is {number!r}: give a whole number, 1 or more.")
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
         raise ValueError(f"{name} has no shortcuts: leave `shortcut` out.")
@@ -202,11 +220,43 @@ def get_model(
     return model
 
 
+def _hung_on(module: nn.Module) -> list[object]:
+    """Hooks around its forward, and methods of its class that it has its own of."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = vars(module).items()
+    return hooks + [v for k, v in own if callable(getattr(type(module), k, None))]
+
+
+def network_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits of its layers, their options, what is hung on them, frozen
+    weights, and the code of classes that are neither PyTorch's nor ours."""
+    about = [str(model)]
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            about.append(f"{kind.__module__}.{kind.__qualname__}")
+            if kind.__module__.split(".")[0] not in LIBRARIES:
+                about += map(_code, vars(kind).values())
+        about += map(_code, _hung_on(module))
+        for name, value in vars(module).items():
+            if name != "training" and isinstance(value, str | int | float):
+                about.append(f"{name} {value}")
+    about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+
+
+def _code(member: object) -> str:
+    """A function without its comments; of what has no source, its name at most."""
+    try:
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
+    except (TypeError, OSError, SyntaxError):  # no function, typed at a prompt, lambda
+        return getattr(member, "__qualname__", type(member).__name__)
+
+
 def describe(model: nn.Module) -> dict | None:
     """What rebuilds this network: `{"class": "ResNet", **model.config}`.
 
     None for a network that cannot be rebuilt by `ResNet(**config)`: one of another
-    class, or one whose layers were changed after it was built.
+    class, or one whose layers were changed, or hooked, after it was built.
     """
     if type(model) is not ResNet:
         return None
@@ -215,9 +265,9 @@ def describe(model: nn.Module) -> dict | None:
     if str(model) != str(twin):
         return None
     for module, other in zip(model.modules(), twin.modules(), strict=True):
-        # What `str` does not tell: a class of the same name, a forward hung on a layer,
-        # the stride of shortcut A.
-        if type(module) is not type(other) or "forward" in vars(module):
+        # What `str` does not tell: a class of the same name, a hook, a method hung on a
+        # layer, the stride of shortcut A.
+        if type(module) is not type(other) or _hung_on(module):
             return None
         for name, value in vars(other).items():
             public = name != "training" and not name.startswith("_")

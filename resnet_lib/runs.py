@@ -155,6 +155,8 @@ def read_about(folder: Path) -> dict:
 def _check_network(network: dict | None) -> None:
     """Raise ValueError, TypeError or KeyError for what `describe` did not write."""
     if network is not None:
+        if network["class"] != "ResNet":
+            raise ValueError(f"class {network['class']!r}")
         check_stages(network["widths"], network["depths"])
         check_stages([network["classes"]], [network["in_channels"]])  # 1 or more
         if network["shortcut"] not in (None, "A", "B", "C"):
@@ -174,7 +176,8 @@ def _undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        FileNotFoundError,
+        OSError,
+        OverflowError,
         ValueError,
         TypeError,
         KeyError,
@@ -192,6 +195,8 @@ def read_history(path: Path) -> list[dict]:
     damaged file.
     """
     text = path.read_text()
+    if "\n" not in text:
+        raise ValueError("it has no whole line")
     header, *lines = text[: text.rindex("\n")].split("\n")
     if header != ",".join(COLUMNS):
         raise ValueError(f"its first line is {header!r}")
@@ -230,7 +235,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path) -> str:
-    return f"{path} is damaged. Restore it, or delete it to train this run anew."
+    return f"{path} is damaged. Restore it, or train the run anew in another folder."
 
 
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -287,11 +292,9 @@ class Run:
         try:
             rows = read_history(self.folder / "history.csv")
             return bool(rows) and rows[-1]["iteration"] == end
-        except FileNotFoundError:
-            return False
-        except ValueError as error:
+        except (OSError, ValueError, OverflowError) as error:
             if not (self.folder / "weights.pt").exists():
-                return False  # the checkpoint holds the rows too
+                return False  # just begun, or the checkpoint holds the rows too
             raise RuntimeError(
                 f"{self.folder / 'history.csv'} is damaged ({error}). Restore it, or "
                 "choose another folder."
@@ -392,7 +395,7 @@ def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
     folder = expanded(folder or data_home() / "runs")
     runs = {}
     for path in sorted(folder.glob("*/recipe.json")):
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, OSError):
             if Run(path.parent).finished:
                 runs[path.parent.name] = Run(path.parent)
     return runs

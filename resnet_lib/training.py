@@ -103,6 +103,9 @@ def evaluate(
     logits on the CPU. Raises TypeError for what is no `Images` or no `Normalisation`.
     """
     _check_evaluation(data, normalisation)
+    _check_type("model", model, nn.Module)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}: give a whole number above 0.")
     if profile is None:
         some = next(model.parameters(), torch.empty(0))
         profile = device_profile("fp32", str(some.device))
@@ -112,8 +115,44 @@ def evaluate(
         for images in data.images.split(batch_size):
             x = normalisation(images.to(profile.device))  # (B, C, H, W)
             x = x.contiguous(memory_format=profile.memory_format)
-            logits.append(model(x).float())  # (B, classes)
+            logits.append(_checked(model(x), len(x)))  # (B, classes)
+    classes = logits[0].shape[1]
+    if (data.labels >= classes).any():  # a rank's share may be empty
+        raise ValueError(
+            f"The network tells {classes} classes apart, and a label is "
+            f"{data.labels.max()}. Take a network of more classes."
+        )
     return Evaluation(torch.cat(logits).cpu(), data.labels.cpu())
+
+
+def _checked(answer: object, count: int) -> Tensor:
+    """Logits in float32; ValueError for another kind of answer."""
+    if isinstance(answer, Tensor) and answer.ndim == 2 and len(answer) == count:
+        return answer.float()
+    shape = f" of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else ""
+    raise ValueError(
+        f"The network answers {count} images with a {type(answer).__name__}{shape}. "
+        f"Let its forward return logits, a tensor of shape ({count}, classes)."
+    )
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        is_, give = type(value).__name__, f"{kind.__module__}.{kind.__qualname__}"
+        raise TypeError(f"The {name} is of type {is_}: give a {give}.")
+
+
+def check_training(model: nn.Module, data: Dataset, recipe: Recipe) -> None:
+    """TypeError or ValueError for what no training can begin with."""
+    _check_type("model", model, nn.Module)
+    _check_type("data", data, Dataset)
+    _check_type("recipe", recipe, Recipe)
+    kinds = {str(w.dtype) for w in model.parameters() if w.requires_grad}
+    if kinds != {"torch.float32"}:
+        raise ValueError(
+            f"The weights to train are {', '.join(sorted(kinds)) or 'none'}: make them "
+            "float32 with model.float(), and thaw them with model.requires_grad_()."
+        )
 
 
 def _check_evaluation(data: Images, normalisation: Normalisation) -> None:
@@ -193,7 +232,9 @@ class Training:
 
     def _check_classes(self) -> None:
         classes = len(self.data.classes)
-        outputs = self.evaluate(self.data.test[:1]).logits.shape[1]
+        first = self.data.test[:1]
+        first = Images(first.images, torch.zeros_like(first.labels))  # any net has a 0
+        outputs = self.evaluate(first).logits.shape[1]
         if outputs != classes:
             raise ValueError(
                 f"The network tells {outputs} classes apart, {self.data.name} has "

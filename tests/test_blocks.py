@@ -290,6 +290,13 @@ def test_unknown_names_are_refused_with_a_remedy(name, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["classes", "in_channels"])
+@pytest.mark.parametrize("bad", [0, -1, 2.5, "10", True, None])
+def test_classes_and_channels_are_counted(field, bad):
+    with pytest.raises(ValueError, match=f"{field} is .*a whole number, 1 or more"):
+        get_model("resnet8", **{field: bad})
+
+
 def test_bad_shortcuts_are_refused():
     with pytest.raises(
         ValueError, match="Unknown shortcut 'D': choose 'A', 'B' or 'C'"
@@ -319,6 +326,7 @@ def test_the_imagenet_nets_are_not_built_under_their_names(name):
     [
         *[((16, 32), (2, 2, 2)), ((), ()), ((16, 32), (1.5, 2))],
         *[((0, 8), (1, 1)), ((8,), ("2",)), ((16.0,), (1,))],
+        *[(8, 1), ((8,), 1), (None, (1,)), ((True,), (1,))],
     ],
 )
 def test_a_width_and_a_depth_for_each_stage(widths, depths):
@@ -522,6 +530,13 @@ CHANGES = {
     ),
     "a forward hung on a block": lambda model: setattr(
         model.layer1[0], "forward", lambda x: x
+    ),
+    "a residual hung on a block": lambda model: setattr(
+        model.layer1[0], "residual", lambda x: 0 * x
+    ),
+    "a hook": lambda model: model.register_forward_hook(lambda *given: None),
+    "a hook before a stage": lambda model: model.layer1.register_forward_pre_hook(
+        lambda *given: None
     ),
 }
 

@@ -505,14 +505,12 @@ def test_the_digest_tells_data_apart():
     assert len({first, *others}) == 1 + len(others)
 
 
-def test_the_digest_of_a_large_set_is_quick_and_kept():
+def test_the_digest_of_a_large_set_is_quick_and_never_old():
     images = torch.zeros(50_000, 3, 32, 32, dtype=torch.uint8)
     train = Images(images, torch.zeros(50_000, dtype=torch.int64))
     large = Dataset("mine", TEN, train, train[:10_000])
     start = time.perf_counter()
     first = large.digest
     assert time.perf_counter() - start < 0.5  # 5 ms, on a machine at rest
-    assert large.digest is first
     images[:, 1, 3, 4] = 9  # one pixel of every picture
-    other = Dataset("mine", TEN, train, train[:10_000])
-    assert other.digest != first
+    assert large.digest != first

@@ -78,7 +78,7 @@ TRIANGLE = Recipe(100, milestones=(20,), schedule="triangular", lr=0.2)
     [
         (PAPER, {0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}),
         # The first update already learns, and so does the last.
-        (TRIANGLE, {0: 0.01, 19: 0.2, 20: 0.2, 60: 0.1, 99: 0.0025}),
+        (TRIANGLE, {0: 0.01, 19: 0.2, 20: 0.2, 60: 0.1, 99: 0.0025, 130: 0}),
         (TRIANGLE.scaled(50), {0: 0.02, 9: 0.2, 30: 0.1}),
     ],
     ids=["steps", "triangular", "half as long"],

@@ -20,8 +20,21 @@ import torch
 import torchvision
 from torch import nn
 
-from resnet_lib import PAPER, QUICK, Dataset, Images, Recipe, ResNet, fit, get_model
+from resnet_lib import (
+    PAPER,
+    QUICK,
+    Dataset,
+    Images,
+    Recipe,
+    ResNet,
+    evaluate,
+    fit,
+    get_model,
+)
 from resnet_lib import checkpoints as folders
+from resnet_lib.data import Normalisation
+from resnet_lib.fit import expected_minutes
+from resnet_lib.recipe import FLOAT32
 from resnet_lib.runs import (
     Run,
     histories,
@@ -112,6 +125,10 @@ BAD_RECIPES = [
     ({"iterations": 20}, "use its scaled\\(20\\); for none of them, give milestones="),
     ({"precision": "fp8"}, "choose from 'auto', 'bf16', 'tf32', 'fp32'"),
     *(({"schedule": bad}, "from 'steps', 'tri") for bad in (3, np.array(["steps"]))),
+    *(({"log_every": bad}, f"{WHOLE}, such as 100") for bad in (0.5, -2.5)),
+    ({"validation": 0.1}, f"{WHOLE}, such as 5000"),
+    *(({name: 1e300}, "than float32 holds: give less") for name in FLOAT32),
+    ({"schedule": "triangular"}, "its peak, .*Give milestones=\\(12800,\\)"),
     ({"seed": 2**64}, "is 2\\*\\*63 or more: give a smaller number"),
 ]
 
@@ -126,6 +143,19 @@ def test_a_recipe_that_no_training_could_follow_is_refused(change, told):
 
 
 def test_the_remedies_for_a_recipe_work():
+    change = {"schedule": "triangular", "milestones": (12_800,)}
+    assert dataclasses.replace(PAPER, **change).milestones == (12_800,)
+    with pytest.raises(ValueError, match=r"use its scaled\(4000\)\.$"):
+        dataclasses.replace(QUICK, iterations=4000)
+    assert QUICK.scaled(4000).milestones == (800,)
+    assert QUICK.scaled(2).milestones == (1,)
+    with pytest.raises(ValueError, match="2 iterations or more, or schedule='steps'"):
+        QUICK.scaled(1)
+    assert dataclasses.replace(QUICK, schedule="steps").scaled(1).iterations == 1
+    with pytest.raises(ValueError, match=r"small_until=\(\) and small_size=\(\)"):
+        dataclasses.replace(QUICK, iterations=5000)
+    no_small = {"small_until": (), "small_size": ()}
+    assert dataclasses.replace(QUICK, iterations=5000, **no_small)
     assert PAPER.scaled(20).milestones == (10, 15)
     assert dataclasses.replace(PAPER, iterations=20, milestones=()).iterations == 20
     for bad in (10.67, 3906.25):
@@ -143,6 +173,93 @@ def test_the_remedies_for_a_recipe_work():
         iterations=np.int64(20), milestones=np.array([3]), lr=np.float32(0.5), seed=3
     )
     assert (type(ours.iterations), ours.milestones, ours.lr) == (int, (3,), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [({"lr": 1e30}, "lr"), ({"weight_decay": 1e30}, "weight_decay")],
+)
+def test_the_field_that_breaks_the_loss_is_named(change, remedy):
+    recipe = dataclasses.replace(R, precision="fp32", log_every=1, **change)
+    with pytest.raises(FloatingPointError, match=f"Lower the recipe's {remedy}\\."):
+        train(d(24), recipe=recipe)
+
+
+def frozen(net, layer=""):
+    net.get_submodule(layer).requires_grad_(False)
+    return net
+
+
+class Answers(nn.Module):
+    """A small network whose answer is changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = small_net(), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+TYPE = "is of type"
+BAD_CALLS = [  # arguments of fit, and what is said
+    *(({"model": bad}, f"The model {TYPE} str: give a") for bad in ("resnet8",)),
+    ({"data": d(24).train}, f"The data {TYPE} Images: give a .*Dataset"),
+    ({"model": d(24), "data": small_net()}, f"The model {TYPE} Dataset"),
+    ({"recipe": "paper"}, f"The recipe {TYPE} str: give a .*Recipe"),
+    *(({"max_minutes": bad}, "0 or more") for bad in (None, "5", float("nan"), -1)),
+    *(({"checkpoint_seconds": bad}, "0 or more") for bad in (None, float("nan"))),
+    *(
+        (
+            {"snapshots": bad, "run": "r"},
+            r"from 0 to 2 and name a folder, as in snapshots=\(0, 2\), run",
+        )
+        for bad in (5, True, [2.5], ["3"], [99], [-1], None)
+    ),
+    ({"snapshots": (0, 2)}, "run is None: list iterations .* and name a folder"),
+    ({"run": 5}, "5 is no path"),
+    ({"model": small_net().half()}, r"torch.float16.*model.float\(\)"),
+    ({"model": small_net().double()}, r"torch.float64.*model.float\(\)"),
+    ({"model": frozen(small_net())}, r"are none: .* thaw them with model.requires_grad_"),
+    ({"model": nn.Flatten()}, "weights to train are none: "),
+    ({"model": Answers(lambda x: {"out": x})}, "with a dict. Let its forward"),
+    ({"model": Answers(lambda x: (x, x))}, "with a tuple. Let its forward"),
+    ({"model": Answers(lambda x: x[:, 0])}, r"of shape \(1,\)\. Let its forward"),
+    ({"model": Answers(lambda x: x[:, :, None])}, r"of shape \(1, 10, 1\)\. Let"),
+    (
+        {"recipe": dataclasses.replace(SHORT, batch_size=10**8)},
+        "goes over 24 images .* Give a batch_size of 24",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_CALLS)
+def test_a_call_that_cannot_be_is_refused(change, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = {"model": small_net(), "data": d(24), "recipe": SHORT, "device": "cpu"}
+    with pytest.raises((TypeError, ValueError), match=told) as refusal:
+        fit(**call | change, progress=False)
+    assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
+
+
+def test_what_a_judge_cannot_judge():
+    data, norm = d(24), Normalisation.of(d(24).train.images)
+    for net, told in (
+        ("net", f"The model {TYPE} str"),
+        (small_net(classes=7), "tells 7"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=told):
+            evaluate(net, data.test, norm)
+    for size in (0, -1, 2.5, None):
+        with pytest.raises(ValueError, match=r"batch_size is .*whole number above 0"):
+            evaluate(small_net(), data.test, norm, batch_size=size)
+
+
+def test_a_long_recipe_is_estimated_at_once():
+    recipe = dataclasses.replace(SHORT, iterations=10**12)
+    assert expected_minutes(small_net(), d(24), recipe, "cpu", steps=1) > 10**6
+    with pytest.raises(TypeError, match=f"The recipe {TYPE} str"):
+        expected_minutes(small_net(), d(24), "paper")
 
 
 def test_ctrl_c_ends_a_training_within_a_step():
@@ -226,6 +343,85 @@ def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path):
         longest_study(runs)
 
 
+def mlp(activation=nn.ReLU, **attributes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), activation())
+    vars(net).update(attributes)
+    return net
+
+
+class Squared(nn.Flatten):
+    def forward(self, x):
+        return super().forward(x * x)
+
+
+def of_that_name(power):
+    class Own(nn.Flatten):
+        if power == 2:
+
+            def forward(self, x):
+                return super().forward(x**2)
+
+        else:
+
+            def forward(self, x):
+                return super().forward(x**3)
+
+    return nn.Sequential(Own(), nn.Linear(3072, 10))
+
+
+def hooked(net, hook):
+    net.register_forward_hook(hook)
+    return net
+
+
+OTHER_NETS = {  # pairs that no name, size or description tells apart
+    "an activation": (mlp, lambda: mlp(nn.Tanh)),
+    "of ours, changed": (NETS["activation"][0], lambda: altered("", "relu", nn.ELU())),
+    "a number of its own": (lambda: mlp(scale=1.0), lambda: mlp(scale=2.0)),
+    "another class": (mlp, lambda: nn.Sequential(Squared(), *mlp()[1:])),
+    "a forward": (lambda: of_that_name(2), lambda: of_that_name(3)),
+    "a hook": (mlp, lambda: hooked(mlp(), lambda net, given, answer: 2 * answer)),
+    "frozen": (small_net, lambda: frozen(small_net(), "conv1")),
+}
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 60], ids=["cut short", "finished"])
+@pytest.mark.parametrize("name", OTHER_NETS)
+def test_a_run_refuses_another_network(tmp_path, name, minutes):
+    ours, theirs = OTHER_NETS[name]
+    train(d(24), tmp_path, ours(), SHORT, max_minutes=minutes)
+    with pytest.raises(ValueError, match=r"another network.*Choose another folder"):
+        train(d(24), tmp_path, theirs(), SHORT)
+    assert train(d(24), tmp_path, ours(), SHORT).finished  # the remedies
+    assert train(d(24), tmp_path / "other", theirs(), SHORT).finished
+
+
+def test_pictures_that_changed_in_place_are_other_pictures(tmp_path):
+    data = d(24)
+    train(data, tmp_path, recipe=SHORT)
+    data.train.images.zero_()
+    with pytest.raises(ValueError, match="other data of the name 'random'"):
+        train(data, tmp_path, recipe=SHORT)
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "history.csv", "checkpoint.pt"])
+def test_a_folder_of_another_program_is_left_alone(tmp_path, file):
+    (tmp_path / file).write_text("theirs")
+    with pytest.raises(RuntimeError, match=f"holds {file} and no recipe.json"):
+        train(d(24), tmp_path, recipe=SHORT)
+    assert (tmp_path / file).read_text() == "theirs"
+    (tmp_path / file).rename(tmp_path / "checkpoint.best.pt")  # beside a run it stays
+    assert train(d(24), tmp_path, recipe=SHORT).finished
+    assert (tmp_path / "checkpoint.best.pt").read_text() == "theirs"
+
+
+def test_a_name_that_is_no_text_is_no_name(tmp_path):
+    net = small_net()
+    net.name = 5
+    train(d(24), tmp_path / "run", net, SHORT)
+    assert load_run("run", tmp_path).about["model"] == "ResNet"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
@@ -274,6 +470,9 @@ DAMAGES = {  # what befalls the text of a file
     ),
     "a wide network": ("recipe.json", inside("network", widths=8)),
     "a shortcut": ("recipe.json", inside("network", shortcut="E")),
+    "a class": ("recipe.json", inside("network", **{"class": "VGG"})),
+    "an endless number": ("history.csv", row_in_front("inf" + "," * 8)),
+    "no line": ("history.csv", lambda text: "iteration"),
 }
 
 
@@ -301,6 +500,26 @@ def test_weights_of_another_network_are_named(run, tmp_path):
             load_run("run", tmp_path).model()
     (run / "weights.pt").write_bytes(whole)
     assert load_run("run", str(tmp_path)).model()
+
+
+def test_what_is_told_of_a_run_without_its_files_works(run, tmp_path):
+    (run / "weights.pt").write_bytes(b"half")
+    with pytest.raises(RuntimeError, match=r"damaged.* train the run anew in another"):
+        train(d(24), run)
+    torch.save(mlp().state_dict(), run / "weights.pt")
+    with pytest.raises(
+        RuntimeError, match=r"of another network\. Restore it, or train"
+    ):
+        train(d(24), run)
+    assert train(d(24), tmp_path / "another").finished
+    (tmp_path / "another" / "history.csv").unlink()
+    whole = (tmp_path / "another" / "weights.pt").read_bytes()
+    with pytest.raises(RuntimeError, match=r"history.csv is damaged .*or choose"):
+        train(d(24), tmp_path / "another")
+    assert (tmp_path / "another" / "weights.pt").read_bytes() == whole
+    (tmp_path / "another" / "history.csv").mkdir()
+    (tmp_path / "a" / "recipe.json").mkdir(parents=True)
+    assert recorded_runs(tmp_path).keys() == {"run"}
 
 
 @pytest.mark.parametrize("name", [3, None, 2.5, "nothing", "\0"])
@@ -388,4 +607,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert train(d(24), "~/my runs/first").finished
     assert Run(tmp_path / "my runs" / "first").finished
     assert not (tmp_path / "~").exists()
+    with pytest.raises(ValueError, match=r"no such home folder\. Write"):
+        train(d(24), "~nosuchuser/x")
     assert load_run("first", "~/my runs") and "first" in recorded_runs("~/my runs")
