@@ -15,9 +15,11 @@ def data_home() -> Path:
 def expanded(path: Path | str) -> Path:
     """A path that a person wrote: ~ is the home folder, as it is in a shell.
 
-    Raises ValueError for the home of somebody who has none here, TypeError for what is
-    no path.
+    Raises ValueError for the home of somebody who has none here and for no text at all,
+    TypeError for what is no path.
     """
+    if path == "":  # as an unset variable leaves it
+        raise ValueError("'' is no path. For the folder you are in, write '.'.")
     try:
         return Path(path).expanduser()
     except TypeError as error:

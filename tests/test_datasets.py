@@ -517,8 +517,8 @@ def test_class_folders_are_split_and_the_split_is_said(home, capsys):
     said = capsys.readouterr().out
     assert said == (
         "folder pets: 2 classes, 20 training and 5 test pictures, the middle square of "
-        "each at 32 by 32 pixels, RGB; of every class, 20% were set aside as the test "
-        "set.\n"
+        "each at 32 by 32 pixels, RGB; 20% of the pictures, some of every class, were "
+        "set aside to test on.\n"
     )
     assert data.classes == ("cats", "dogs")
     assert torch.bincount(data.train.labels).tolist() == [12, 8]
@@ -555,6 +555,38 @@ def test_a_given_test_set_is_taken(tmp_path, capsys, name):
         load_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ({"Train/a": 2, "Train/b": 2, "Test/a": 1}, "; Test is the test set."),
+        ({"training/a": 2, "training/b": 2, "testing/b": 1}, "; testing is the test"),
+        ({"TRAIN/a": 2, "TRAIN/b": 2, "Validation/b": 1}, "; Validation is the test"),
+        (
+            {"train/a": 2, "train/b": 2, "val/a": 3, "test/b": 2, "test": 1},
+            "; test is the test set; left out: 1 .png, 3 in val.",
+        ),
+        (
+            {"train/a": 2, "train/b": 2, "val/a": 1, "test": 4, "c": 3},
+            "; val is the test set; left out: 3 in c, 4 in test.",
+        ),
+        ({"a": 3, "b": 3, ".": 2}, "33% of the pictures, some of every class, were"),
+        ({"a": 3, "b": 3, ".": 2}, "to test on; left out: 2 .png."),
+        ({"train/a": 2, "train/b": 2, "test": 1}, "test has no folders of classes"),
+        ({"Training/a": 2, "Training/b": 2, "Val": 1}, "Val has no folders of class"),
+        ({"a": 2, "b": 2, "Test/a": 2}, "there is no folder train that does"),
+    ],
+)
+def test_the_parts_are_known_and_what_is_left_out_is_said(
+    tmp_path, capsys, folders, said
+):
+    fill(tmp_path, folders)
+    try:
+        load_folder(tmp_path)
+    except ValueError as error:
+        print(error)
+    assert said in capsys.readouterr().out
+
+
 def test_train_without_test_and_classes_called_so(tmp_path, capsys):
     fill(tmp_path / "x" / "train", {"a": 5, "b": 5})
     assert len(load_folder(tmp_path / "x").test) == 2
@@ -573,9 +605,12 @@ def test_pictures_of_many_kinds_and_what_is_none(tmp_path, capsys):
         (tmp_path / "a" / name).write_bytes(b"no picture")
     (tmp_path / ".git").mkdir()
     (tmp_path / "__MACOSX").mkdir()
-    (tmp_path / "readme.txt").write_text("")
+    (tmp_path / "readme").write_text("")
+    (tmp_path / "b" / "x.heic").write_text("")
     data = load_folder(tmp_path)
     assert len(data.train) + len(data.test) == 9
+    said = capsys.readouterr().out
+    assert said.endswith("; left out: 1 .db, 1 .txt, 1 .heic, 1 others.\n")
 
 
 def test_one_channel_goes_through_a_network(tmp_path, capsys):
@@ -624,6 +659,11 @@ def test_folders_that_cannot_be_used(tmp_path):
         told("between 0 and 1, as 0.2", test=share)
     for size in (0, 32.0, "32", True, None):
         told("whole number of pixels", size=size)
+    for grey in ("no", 1, None):
+        told("grey is .*: give True or False", grey=grey)
+    for path in ("", "~nobody-of-this-name"):
+        with pytest.raises(ValueError, match=r"no path\.|no such home"):
+            load_folder(path)
     assert len(load_folder(tmp_path / "x").test) == 2
     for share in (0.5, Fraction(1, 2), np.float32(0.5)):
         assert len(load_folder(tmp_path / "x", np.int64(8), share).test) == 3
