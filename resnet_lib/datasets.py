@@ -335,7 +335,9 @@ def _grey(image: Tensor) -> Tensor:
 # --- one picture ----------------------------------------------------------------------
 
 
-def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
+def read_picture(
+    source: Path | str | bytes | memoryview, size: int | None = None
+) -> Tensor:
     """A picture, a file or its content, as uint8 (3, H, W).
 
     With a `size`, the middle square at (3, size, size). The picture stands as its EXIF
@@ -344,7 +346,9 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
     in words to put behind "cannot be read:", for anything that is no picture.
     """
     size = None if size is None else _pixels(size)
-    if not isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):  # as widgets hand it over
+        source = bytes(source)
+    else:
         try:
             source = expanded(source).read_bytes()
         except OSError as error:
@@ -379,7 +383,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     """Any kind of picture as red, green and blue, on white."""
     if picture.mode[0] in "IF":  # "I;16", "I", "F": grey, of more than 8 bits
         hole = picture.info.get("transparency")
-        values = np.array(picture).astype(np.float64)
+        values = np.array(picture)
         levels = Image.fromarray(_to_8_bits(values))
         if isinstance(hole, int):
             levels.paste(255, mask=Image.fromarray(values == hole))
@@ -395,12 +399,16 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Grey values as uint8, 0 to 255.
 
     White is the largest number of 8, 12 or 16 bits: the first that no value exceeds. A
-    camera's 12 bits lie in files of 16. Fractions up to 1 have their white at 1.
+    camera's 12 bits lie in files of 16. Floats up to 1 have their white at 1.
     """
-    values = np.nan_to_num(values, posinf=0, neginf=0).clip(min=0)
+    floats = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0).clip(min=0)
     top = values.max()
-    fractions = top <= 1 and (values != values.round()).any()
-    white = 1 if fractions else next(w for w in (255, 4095, 65535, top) if top <= w)
+    white = (
+        1
+        if floats and top <= 1
+        else next(w for w in (255, 4095, 65535, top) if top <= w)
+    )
     return (values * (255 / white)).round().astype(np.uint8)
 
 

@@ -24,7 +24,7 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except TypeError as error:
         raise TypeError(
-            f"{path!r} is no path. Give text, as in '~/pets', or a Path."
+            f"{repr(path)[:60]} is no path. Give text, as in '~/pets', or a Path."
         ) from error
     except RuntimeError as error:
         raise ValueError(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from resnet_lib import cifar10, datasets
 from resnet_lib.cifar10 import download_cifar10, find_cifar10
-from resnet_lib.data import Normalisation
+from resnet_lib.data import Images, Normalisation
 from resnet_lib.datasets import (
     load_cifar10,
     load_cifar100,
@@ -336,6 +336,7 @@ def test_mid_grey_of_16_bits_is_mid_grey():
 
 
 BLACK = torch.zeros(3, 16, 16, dtype=torch.uint8)
+EYE = 255 * torch.eye(16, dtype=torch.uint8).expand(3, -1, -1)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +347,12 @@ BLACK = torch.zeros(3, 16, 16, dtype=torch.uint8)
         (ramp(16).astype(np.int32), RAMP),
         (ramp(16).astype(np.int32) * 1_000, RAMP),
         (np.zeros((16, 16), np.int32), BLACK),
+        (np.zeros((16, 16), np.float32), BLACK),
+        (np.eye(16, dtype=np.float32), EYE),
+        (1 - np.eye(16, dtype=np.float32), 255 - EYE),
+        (np.where(np.eye(16) > 0, np.float32(1), np.float32("nan")), EYE),
     ],
-    ids=["fractions", "floats", "int32", "large", "black"],
+    ids=lambda values: f"{values.dtype} to {values.max()}",
 )
 def test_other_numbers_in_a_tiff(values, expected):
     assert torch.equal(read_picture(saved(Image.fromarray(values), "TIFF")), expected)
@@ -495,8 +500,61 @@ def test_a_size_keeps_the_middle_square(shape):
 def test_bytes_paths_and_home(home):
     content = saved(colours("RGB"))
     (home / "a b.png").write_bytes(content)
-    for source in (content, home / "a b.png", str(home / "a b.png"), "~/a b.png"):
+    paths = (home / "a b.png", str(home / "a b.png"), "~/a b.png")
+    for source in (content, memoryview(content), bytearray(content), *paths):
         assert torch.equal(read_picture(source), RED_BLUE)
+
+
+# --- arrays ---------------------------------------------------------------------------
+
+PIXELS = torch.from_numpy(rows(20)).view(20, 3, 32, 32)
+LABELS = torch.arange(20) % 10
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        (rows(20), "images.reshape(-1, 3, 32, 32)"),
+        (rows(20)[:, :784], "images.reshape(-1, 1, 28, 28)"),
+        (torch.from_numpy(rows(20)[:, :192]), "images.reshape(-1, 3, 8, 8)"),
+        (PIXELS[None], "images[0]"),
+        (PIXELS.numpy()[None], "images[0]"),
+    ],
+)
+def test_pictures_of_an_odd_shape_are_told_what_mends_them(images, remedy):
+    with pytest.raises(ValueError) as caught:
+        Images(images, LABELS)
+    assert str(caught.value).endswith(f" {remedy}.")
+    assert len(Images(eval(remedy), LABELS)) == 20
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (rows(20)[:, :785], LABELS, "Give every picture its channels, height and wid"),
+        (None, LABELS, "Got NoneType: give the pictures in one array (N, H, W, C)."),
+        ("x.png", LABELS, "Got str: give the pictures in one array (N, H, W, C)."),
+        ([PIXELS[0]] * 20, LABELS, "Got list: stack the pictures"),
+        (PIXELS, LABELS[None], "got (1, 20). Give one class number per image, as lab"),
+        (PIXELS, LABELS.view(4, 5), "as labels.reshape(-1) does."),
+        (PIXELS, LABELS.expand(2, 20), "per image, in a list or an array."),
+        (PIXELS, set(range(20)), "per image, in a list or an array."),
+        (PIXELS, {0: 1}, "per image, in a list or an array."),
+        (PIXELS, iter(range(20)), "per image, in a list or an array."),
+        (PIXELS[:1], torch.eye(10)[:1], "labels.argmax(1) gives its number."),
+    ],
+)
+def test_a_remedy_suits_what_was_given(images, labels, words):
+    with pytest.raises(ValueError) as caught:
+        Images(images, labels)
+    assert words in str(caught.value)
+
+
+def test_an_array_of_64_bits_for_a_network():
+    x, model = np.random.default_rng(0).random((2, 3, 8, 8)), get_model("resnet8")
+    with pytest.raises(ValueError, match=r"Convert it with torch\.from_numpy\(x\)\.f"):
+        model(x)
+    assert model(torch.from_numpy(x).float()).shape == (2, 10)
 
 
 # --- a folder of pictures -------------------------------------------------------------
