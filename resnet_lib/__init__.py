@@ -4,16 +4,11 @@ The everyday names stand here; `plots`, `probes`, `runs` and `explorer` are
 imported by their own names, so that training needs neither Jupyter nor matplotlib.
 """
 
-import signal
 import sys
+from signal import SIGINT, signal
 
 if sys.argv[:1] == ["-m"]:  # a command starts, and PyTorch takes seconds to load
-
-    def _stop(*_: object) -> None:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
-        sys.exit(130)
-
-    signal.signal(signal.SIGINT, _stop)
+    signal(SIGINT, lambda *_: sys.exit(print("Stopped.", file=sys.stderr) or 130))
 
 from resnet_lib.basic_block import (
     BasicBlock,

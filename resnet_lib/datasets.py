@@ -178,9 +178,7 @@ def load_folder(
     train = train[torch.randperm(len(train), generator=_generator())]
     names = tuple(map(_printable, files))
     share = len(tests) / (len(train) + len(tests))
-    done = (
-        f"{share:.0%} of the pictures, some of every class, were set aside to test on"
-    )
+    done = f"{share:.0%} of all, some of each class, were set aside to test on"
     if given:
         done = f"{_printable(given.name)} is the test set"
     left = _left_out(path, set().union(*files.values(), *test_files.values()))
@@ -219,22 +217,18 @@ def _class_folders(folder: Path) -> list[Path]:
 def _parts(folder: Path) -> tuple[Path, Path | None]:
     """The folder that holds the classes, and the one that holds them to test on.
 
-    A class may be called test: a part is known by the class folders inside. Raises
-    ValueError where the test pictures' classes, or the training pictures, are missing.
+    A class may be called test: a part is known by the folders inside. Raises ValueError
+    where one part has them and the other lacks them.
     """
     named = {place.name.lower(): place for place in _class_folders(folder)}
     trains = [named[name] for name in TRAIN_FOLDERS if name in named]
     tests = [named[name] for name in TEST_FOLDERS if name in named]
     train, test = (next(filter(_class_folders, of), None) for of in (trains, tests))
-    if train and tests and not test:
+    if tests and bool(train) != bool(test):
+        other = tests[0].name if train else "train"
         raise ValueError(
-            f"{tests[0]} has no folders of classes, and {train} has. Sort its pictures "
-            "into the same folders, or take it away to set some aside."
-        )
-    if test and not train:
-        raise ValueError(
-            f"{test} holds folders, as a test set does, and there is no folder train "
-            "that does. Put the classes into one, or give the test set another name."
+            f"{train or test} holds folders of classes and {other} does not. Give both "
+            "the same folders, or take the test set away."
         )
     return train or folder, test
 
@@ -335,9 +329,7 @@ def _grey(image: Tensor) -> Tensor:
 # --- one picture ----------------------------------------------------------------------
 
 
-def read_picture(
-    source: Path | str | bytes | memoryview, size: int | None = None
-) -> Tensor:
+def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
     """A picture, a file or its content, as uint8 (3, H, W).
 
     With a `size`, the middle square at (3, size, size). The picture stands as its EXIF
@@ -404,11 +396,8 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     floats = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0).clip(min=0)
     top = values.max()
-    white = (
-        1
-        if floats and top <= 1
-        else next(w for w in (255, 4095, 65535, top) if top <= w)
-    )
+    whites = (255, 4095, 65535, top)
+    white = 1 if floats and top <= 1 else next(w for w in whites if top <= w)
     return (values * (255 / white)).round().astype(np.uint8)
 
 

@@ -60,8 +60,7 @@ def _to_four(images: Tensor | np.ndarray) -> str:
     for channels in (3, 1):
         side = math.isqrt(numbers // channels)
         if channels * side * side == numbers > 0:
-            to = f"images.reshape(-1, {channels}, {side}, {side})"
-            return f"Rows of {numbers} numbers, as CIFAR-10's files have, take {to}."
+            return f"Rows take images.reshape(-1, {channels}, {side}, {side})."
     return "Give every picture its channels, height and width."
 
 
@@ -112,10 +111,7 @@ def as_labels(labels: object, count: int) -> Tensor:
     if len(shape) != 1:
         remedy = "Give one class number per image, in a list or an array."
         if len(shape) == 2 and shape[0] == count and shape[1] > 1:
-            remedy = (
-                "Where a 1 stands in the column of the class, labels.argmax(1) gives "
-                "its number."
-            )
+            remedy = "Where a 1 marks the class, labels.argmax(1) gives its number."
         elif shape and math.prod(shape) == count:
             remedy = "Give one class number per image, as labels.reshape(-1) does."
         raise ValueError(f"Labels must be of shape ({count},), got {shape}. {remedy}")
@@ -138,9 +134,8 @@ def wrong_images(x: object, channels: int) -> str | None:
     if isinstance(x, torch.fx.Proxy):
         return None
     if not isinstance(x, Tensor):
-        remedy = "Convert an array with torch.from_numpy(x)."
-        if getattr(x, "dtype", None) == np.float64:  # numpy's own, not the weights'
-            remedy = "Convert it with torch.from_numpy(x).float()."
+        end = ".float()" * (getattr(x, "dtype", None) == np.float64)  # as numpy has it
+        remedy = f"Convert an array with torch.from_numpy(x){end}."
         return f"Expected a tensor of images, got {type(x).__name__}. {remedy}"
     shape = tuple(x.shape)
     wanted = f"Expected images of shape (N, {channels}, H, W), got {shape}."

@@ -147,15 +147,12 @@ def check_data(name: str) -> None:
         )
 
 
-def check_fits(recipe: Recipe, data: str, count: float, option: str) -> None:
-    """Raise ValueError unless the `count` training images of a set suit the recipe.
-
-    `option` is how the remedy is written, as in "--validation {}".
-    """
+def check_fits(recipe: Recipe, data: str, count: float, remedy: str) -> None:
+    """Raise ValueError unless the `count` training images of a set suit the recipe."""
     if recipe.validation >= count:
         raise ValueError(
             f"validation = {recipe.validation} leaves none of the {count:,} training "
-            f"images of {data}. Give fewer, as in {option.format(count // 10)}."
+            f"images of {data}. Give fewer, as in {remedy.format(count // 10)}."
         )
     if max(recipe.small_size, default=0) > 32:
         raise ValueError(
@@ -240,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{options.prog}{_which()}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         return 130
     if ranks.first:
         _report(result, run)

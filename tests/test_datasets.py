@@ -552,7 +552,9 @@ def test_a_remedy_suits_what_was_given(images, labels, words):
 
 def test_an_array_of_64_bits_for_a_network():
     x, model = np.random.default_rng(0).random((2, 3, 8, 8)), get_model("resnet8")
-    with pytest.raises(ValueError, match=r"Convert it with torch\.from_numpy\(x\)\.f"):
+    with pytest.raises(
+        ValueError, match=r"Convert an array with torch\.from_numpy\(x\)\.f"
+    ):
         model(x)
     assert model(torch.from_numpy(x).float()).shape == (2, 10)
 
@@ -575,8 +577,8 @@ def test_class_folders_are_split_and_the_split_is_said(home, capsys):
     said = capsys.readouterr().out
     assert said == (
         "folder pets: 2 classes, 20 training and 5 test pictures, the middle square of "
-        "each at 32 by 32 pixels, RGB; 20% of the pictures, some of every class, were "
-        "set aside to test on.\n"
+        "each at 32 by 32 pixels, RGB; 20% of all, some of each class, were set aside "
+        "to test on.\n"
     )
     assert data.classes == ("cats", "dogs")
     assert torch.bincount(data.train.labels).tolist() == [12, 8]
@@ -627,11 +629,14 @@ def test_a_given_test_set_is_taken(tmp_path, capsys, name):
             {"train/a": 2, "train/b": 2, "val/a": 1, "test": 4, "c": 3},
             "; val is the test set; left out: 3 in c, 4 in test.",
         ),
-        ({"a": 3, "b": 3, ".": 2}, "33% of the pictures, some of every class, were"),
+        ({"a": 3, "b": 3, ".": 2}, "33% of all, some of each class, were set aside"),
         ({"a": 3, "b": 3, ".": 2}, "to test on; left out: 2 .png."),
-        ({"train/a": 2, "train/b": 2, "test": 1}, "test has no folders of classes"),
-        ({"Training/a": 2, "Training/b": 2, "Val": 1}, "Val has no folders of class"),
-        ({"a": 2, "b": 2, "Test/a": 2}, "there is no folder train that does"),
+        (
+            {"train/a": 2, "train/b": 2, "test": 1},
+            "classes and test does not. Give both the",
+        ),
+        ({"Training/a": 2, "Training/b": 2, "Val": 1}, "classes and Val does not."),
+        ({"a": 2, "b": 2, "Test/a": 2}, "classes and train does not."),
     ],
 )
 def test_the_parts_are_known_and_what_is_left_out_is_said(

@@ -263,7 +263,7 @@ def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path, command):
         capture_output=True,
         text=True,
     )
-    expected = (130, "", "Stopped by Ctrl-C.\n")
+    expected = (130, "", "Stopped.\n")
     assert (done.returncode, done.stdout, done.stderr) == expected
 
 
@@ -277,5 +277,5 @@ def test_ctrl_c_before_a_training_is_one_line(monkeypatch, capsys, tmp_path, mod
     monkeypatch.chdir(tmp_path)
     given = {train: ["--data", "digits"], reproduce: ["--records", str(tmp_path)]}
     assert module.main(given[module]) == 130
-    assert capsys.readouterr().err == "Stopped by Ctrl-C.\n"
+    assert capsys.readouterr().err == "Stopped.\n"
     assert not list(tmp_path.iterdir())

@@ -1,12 +1,7 @@
 """The makers' commands."""
 
-import signal
 import sys
+from signal import SIGINT, signal
 
 if sys.argv[:1] == ["-m"]:  # as `resnet_lib` does, before that is loaded
-
-    def _stop(*_: object) -> None:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
-        sys.exit(130)
-
-    signal.signal(signal.SIGINT, _stop)
+    signal(SIGINT, lambda *_: sys.exit(print("Stopped.", file=sys.stderr) or 130))

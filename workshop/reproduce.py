@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         errors = [f"python -m workshop.reproduce: {error}"]
     except KeyboardInterrupt:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         return 130
     for error in errors:
         print(error, file=sys.stderr)
