@@ -4,6 +4,12 @@ The everyday names stand here; `plots`, `probes`, `runs` and `explorer` are
 imported by their own names, so that training needs neither Jupyter nor matplotlib.
 """
 
+import sys
+from signal import SIGINT, signal
+
+if sys.argv[:1] == ["-m"]:  # a command starts, and PyTorch takes seconds to load
+    signal(SIGINT, lambda *_: sys.exit(print("Stopped.", file=sys.stderr) or 130))
+
 from resnet_lib.basic_block import (
     BasicBlock,
     PaddedIdentity,

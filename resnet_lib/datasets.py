@@ -133,7 +133,9 @@ def load_digits() -> Dataset:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm"
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+# In small letters; the first that holds class folders is taken.
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 def load_folder(
@@ -144,7 +146,8 @@ def load_folder(
     Of each picture the middle square is kept and resized; `grey` makes one channel of
     three. The folder holds the folders of the classes, or `train` and `test` (or `val`)
     folders that hold them. Without a test folder the share `test` of every class is set
-    aside, always the same pictures. Prints one sentence on what was done.
+    aside, always the same pictures. Prints one sentence on what was done and on which
+    files were left out.
 
     The training images are shuffled, so that the last of them are a fair validation
     set. Raises ValueError, naming the files, for a folder of another layout and for
@@ -155,15 +158,14 @@ def load_folder(
         what = "is a file" if path.is_file() else "does not exist"
         raise ValueError(f"{path} {what}. Give the folder that holds the classes.")
     size = _pixels(size)
-    given = [path / name for name in TEST_FOLDERS if _class_folders(path / name)]
-    inside = path / "train" if _class_folders(path / "train") else path
+    if not isinstance(grey, bool):
+        raise ValueError(f"grey is {grey!r}: give True or False.")
+    inside, given = _parts(path)
     files = _files_by_class(inside)
-    if inside != path and given:
-        test_files = _given_for_testing(given[0], files)
-        done = f"{given[0].name} is the test set"
+    if given:
+        test_files = _given_for_testing(given, files)
     else:
         files, test_files = _set_aside(files, test)
-        done = f"of every class, {float(test):.0%} were set aside as the test set"
     problems: list[str] = []
     train = _read_all(files, size, grey, problems)
     tests = _read_all(test_files, size, grey, problems)
@@ -175,11 +177,16 @@ def load_folder(
         )
     train = train[torch.randperm(len(train), generator=_generator())]
     names = tuple(map(_printable, files))
+    share = len(tests) / (len(train) + len(tests))
+    done = f"{share:.0%} of all, some of each class, were set aside to test on"
+    if given:
+        done = f"{_printable(given.name)} is the test set"
+    left = _left_out(path, set().union(*files.values(), *test_files.values()))
     data = Dataset(f"folder {_printable(path.resolve().name)}", names, train, tests)
     print(
         f"{data.name}: {len(files)} classes, {len(train):,} training and "
         f"{len(tests):,} test pictures, the middle square of each at {size} by "
-        f"{size} pixels, {'grey' if grey else 'RGB'}; {done}."
+        f"{size} pixels, {'grey' if grey else 'RGB'}; {done}{left}."
     )
     return data
 
@@ -205,6 +212,39 @@ def _class_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] not in "._")
+
+
+def _parts(folder: Path) -> tuple[Path, Path | None]:
+    """The folder that holds the classes, and the one that holds them to test on.
+
+    A class may be called test: a part is known by the folders inside. Raises ValueError
+    where one part has them and the other lacks them.
+    """
+    named = {place.name.lower(): place for place in _class_folders(folder)}
+    trains = [named[name] for name in TRAIN_FOLDERS if name in named]
+    tests = [named[name] for name in TEST_FOLDERS if name in named]
+    train, test = (next(filter(_class_folders, of), None) for of in (trains, tests))
+    if tests and bool(train) != bool(test):
+        other = tests[0].name if train else "train"
+        raise ValueError(
+            f"{train or test} holds folders of classes and {other} does not. Give both "
+            "the same folders, or take the test set away."
+        )
+    return train or folder, test
+
+
+def _left_out(folder: Path, taken: set[Path]) -> str:
+    """How many files of the folder are not among those taken, in words; "" for none."""
+    parts = {file.relative_to(folder).parts[0] for file in taken}
+    kinds = []
+    for file in sorted(set(folder.rglob("*")) - taken):
+        *places, name = file.relative_to(folder).parts
+        hidden = name[0] == "." or any(place[0] in "._" for place in places)
+        if file.is_file() and not hidden:
+            apart = places and places[0] not in parts
+            kinds.append(f"in {places[0]}" if apart else file.suffix or "others")
+    told = [f"{kinds.count(kind)} {_printable(kind)}" for kind in dict.fromkeys(kinds)]
+    return f"; left out: {', '.join(told)}" if told else ""
 
 
 def _files_by_class(folder: Path, least: int = 2) -> dict[str, list[Path]]:
@@ -298,7 +338,9 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
     in words to put behind "cannot be read:", for anything that is no picture.
     """
     size = None if size is None else _pixels(size)
-    if not isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):  # as widgets hand it over
+        source = bytes(source)
+    else:
         try:
             source = expanded(source).read_bytes()
         except OSError as error:
@@ -333,7 +375,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     """Any kind of picture as red, green and blue, on white."""
     if picture.mode[0] in "IF":  # "I;16", "I", "F": grey, of more than 8 bits
         hole = picture.info.get("transparency")
-        values = np.array(picture).astype(np.float64)
+        values = np.array(picture)
         levels = Image.fromarray(_to_8_bits(values))
         if isinstance(hole, int):
             levels.paste(255, mask=Image.fromarray(values == hole))
@@ -349,12 +391,13 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Grey values as uint8, 0 to 255.
 
     White is the largest number of 8, 12 or 16 bits: the first that no value exceeds. A
-    camera's 12 bits lie in files of 16. Fractions up to 1 have their white at 1.
+    camera's 12 bits lie in files of 16. Floats up to 1 have their white at 1.
     """
-    values = np.nan_to_num(values, posinf=0, neginf=0).clip(min=0)
+    floats = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0).clip(min=0)
     top = values.max()
-    fractions = top <= 1 and (values != values.round()).any()
-    white = 1 if fractions else next(w for w in (255, 4095, 65535, top) if top <= w)
+    whites = (255, 4095, 65535, top)
+    white = 1 if floats and top <= 1 else next(w for w in whites if top <= w)
     return (values * (255 / white)).round().astype(np.uint8)
 
 

@@ -54,7 +54,14 @@ def _to_four(images: Tensor | np.ndarray) -> str:
         return "Add the batch dimension with images[None]."
     if images.ndim == 3:
         return "Add the channel with images[:, None]."
-    return "Rows of CIFAR-10's files take images.reshape(-1, 3, 32, 32)."
+    if images.ndim > 4:
+        return "Take the first of several with images[0]."
+    numbers = images.shape[-1] if images.ndim else 0
+    for channels in (3, 1):
+        side = math.isqrt(numbers // channels)
+        if channels * side * side == numbers > 0:
+            return f"Rows take images.reshape(-1, {channels}, {side}, {side})."
+    return "Give every picture its channels, height and width."
 
 
 def _to_uint8(images: object) -> str:
@@ -67,7 +74,9 @@ def _to_uint8(images: object) -> str:
         scaled, end, whole = "images", '.astype("uint8")', images.dtype.kind != "f"
     else:
         kind = getattr(images, "dtype", type(images).__name__)
-        return f"Got {kind}: stack the pictures in one array, as np.stack does."
+        if isinstance(images, list | tuple | np.ndarray):
+            return f"Got {kind}: stack the pictures in one array, as np.stack does."
+        return f"Got {kind}: give the pictures in one array (N, H, W, C)."
     about = f"These are {str(images.dtype).removeprefix('torch.')}"
     if values.numel() == 0:
         return f"{about}: convert with images{end}."
@@ -99,16 +108,13 @@ def as_labels(labels: object, count: int) -> Tensor:
         if labels.dtype.kind in "iu":
             labels = torch.from_numpy(labels.astype(np.int64))
     shape, name = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
-    if len(shape) == 2 and shape[1] > 1:
-        raise ValueError(
-            f"Labels must be of shape ({count},), got {shape}. Where a 1 stands in the "
-            "column of the class, labels.argmax(1) gives its number."
-        )
     if len(shape) != 1:
-        raise ValueError(
-            f"Labels must be of shape ({count},), got {shape}. Give one class number "
-            "per image, as labels.reshape(-1) does."
-        )
+        remedy = "Give one class number per image, in a list or an array."
+        if len(shape) == 2 and shape[0] == count and shape[1] > 1:
+            remedy = "Where a 1 marks the class, labels.argmax(1) gives its number."
+        elif shape and math.prod(shape) == count:
+            remedy = "Give one class number per image, as labels.reshape(-1) does."
+        raise ValueError(f"Labels must be of shape ({count},), got {shape}. {remedy}")
     if not isinstance(labels, Tensor) or not name.startswith(("int", "uint")):
         whole = ".long()" if isinstance(labels, Tensor) else '.astype("int64")'
         raise ValueError(
@@ -128,7 +134,8 @@ def wrong_images(x: object, channels: int) -> str | None:
     if isinstance(x, torch.fx.Proxy):
         return None
     if not isinstance(x, Tensor):
-        remedy = "Convert an array with torch.from_numpy(x)."
+        end = ".float()" * (getattr(x, "dtype", None) == np.float64)  # as numpy has it
+        remedy = f"Convert an array with torch.from_numpy(x){end}."
         return f"Expected a tensor of images, got {type(x).__name__}. {remedy}"
     shape = tuple(x.shape)
     wanted = f"Expected images of shape (N, {channels}, H, W), got {shape}."

@@ -15,14 +15,16 @@ def data_home() -> Path:
 def expanded(path: Path | str) -> Path:
     """A path that a person wrote: ~ is the home folder, as it is in a shell.
 
-    Raises ValueError for the home of somebody who has none here, TypeError for what is
-    no path.
+    Raises ValueError for the home of somebody who has none here and for no text at all,
+    TypeError for what is no path.
     """
+    if path == "":  # as an unset variable leaves it
+        raise ValueError("'' is no path. For the folder you are in, write '.'.")
     try:
         return Path(path).expanduser()
     except TypeError as error:
         raise TypeError(
-            f"{path!r} is no path. Give text, as in '~/pets', or a Path."
+            f"{repr(path)[:60]} is no path. Give text, as in '~/pets', or a Path."
         ) from error
     except RuntimeError as error:
         raise ValueError(

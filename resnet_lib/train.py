@@ -30,6 +30,7 @@ __all__ = [
     "FIELDS",
     "RECIPES",
     "check_data",
+    "check_fits",
     "escape_unprintable",
     "load",
     "recipe_options",
@@ -138,11 +139,25 @@ def recipe_options(recipe: Recipe, base: str) -> list[str]:
 
 def check_data(name: str) -> None:
     """Raise ValueError unless `name` is one of `DATASETS` or a folder."""
-    if name not in DATASETS and not expanded(name).is_dir():
+    if name not in DATASETS and not (name and expanded(name).is_dir()):
         raise ValueError(
             f"data {name!r} is neither a set with a name nor a folder. Choose from "
             f"{', '.join(DATASETS)}, or give a folder that holds a folder of pictures "
             "for each class."
+        )
+
+
+def check_fits(recipe: Recipe, data: str, count: float, remedy: str) -> None:
+    """Raise ValueError unless the `count` training images of a set suit the recipe."""
+    if recipe.validation >= count:
+        raise ValueError(
+            f"validation = {recipe.validation} leaves none of the {count:,} training "
+            f"images of {data}. Give fewer, as in {remedy.format(count // 10)}."
+        )
+    if max(recipe.small_size, default=0) > 32:
+        raise ValueError(
+            f"small_size is {list(recipe.small_size)}, and the images of {data} have "
+            "32 pixels a side. Give smaller sizes, such as 24."
         )
 
 
@@ -192,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         get_model(arguments.model, arguments.shortcut)
         # Before the processes meet: a download takes longer than they wait.
         data = _load_in_turn(arguments.data)
+        check_fits(recipe, data.name, len(data.train), "--validation {}")
         channels = data.train.images.shape[1]
         torch.manual_seed(recipe.seed)
         model = get_model(
@@ -220,6 +236,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"{options.prog}{_which()}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     if ranks.first:
         _report(result, run)
     return 0

@@ -120,6 +120,20 @@ def test_random_numbers_and_unsolved_exercises(says, check, wrong, right):
     assert not verdict and line.startswith("○ Not yet: replace `raise NotImpl")
 
 
+def test_an_error_of_that_name_that_is_not_the_readers(says):
+    class Misspelt(nn.Module):
+        def foward(self, x):
+            return x
+
+    judge = base.check(lambda answer: answer()(torch.ones(2)))
+    verdict, line = says(judge, Misspelt)
+    assert not verdict and "your class has no method forward." in line
+    verdict, line = says(judge, lambda: lambda x: torch.eq(x.to_sparse(), x))
+    assert not verdict and line.startswith("✗ Your code stopped with NotImplementedE")
+    verdict, line = says(judge, lambda: nn.Sequential(nn.Identity(), Misspelt()))
+    assert not verdict and "has no method forward" in line
+
+
 def test_an_error_says_whose_it_is(says):
     def mine(jacobians):
         return jacobians[0] @ torch.ones(7)

@@ -1,9 +1,12 @@
 """The clinic: wrong answers to its exercises, its sixteen faults, its procedure."""
 
 import math
+import re
+import warnings
 from functools import partial
 
 import checks
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -256,28 +259,83 @@ def test_examine_finds_nothing_in_sound_nets(name, digits):
     assert not [line for line in found.unknown if "stopped" in line]
 
 
+def leaving(x):
+    raise SystemExit("from a model")
+
+
+def exits():
+    net = get_model("resnet8")
+    net.fc.forward = leaving
+    return net
+
+
+IMAGES = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+HOLED = IMAGES.clone()
+HOLED[3] = torch.nan
+
+
 @pytest.mark.parametrize(
-    ("model", "batch"),
+    ("model", "batch", "words"),
     [
-        (None, None),
-        (nn.Linear(3, 2), torch.zeros(4, 3, 32, 32)),
-        (get_model("resnet20"), "images"),
-        (get_model("resnet20"), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)),
-        (get_model("resnet20"), (torch.zeros(0, 3, 32, 32), torch.zeros(0))),
+        (None, IMAGES, "a NoneType is no network"),
+        (nn.Linear(3, 2), IMAGES, "stopped with"),
+        (get_model("resnet20"), "images", "str is no tensor of images"),
+        (get_model("resnet20"), [IMAGES], "list is no tensor of images"),
+        (get_model("resnet20"), load_digits(), "Dataset is no tensor of images"),
+        (get_model("resnet20"), load_digits().train, "Images is no tensor"),
+        (get_model("resnet20"), (IMAGES > 0).byte(), "the images are torch.uint8"),
+        (get_model("resnet20"), (IMAGES[:0], torch.zeros(0)), "no images in the batch"),
+        (get_model("resnet20"), HOLED, "some pixels are not finite"),
+        (exits(), IMAGES, "stopped with SystemExit: from a model"),
     ],
 )
-def test_examine_never_raises(model, batch):
+def test_examine_never_raises_and_names_what_is_odd(model, batch, words):
     found = checks.examine(model, batch)
-    assert found.odd or any("stopped" in line for line in found.unknown)
-    assert "Odd:" in str(found)
+    assert "Odd:" in str(found) and re.search(words, str(found))
+    assert len(found.odd) <= 1  # and nothing that follows from it
 
 
-def test_examine_leaves_the_model_as_it_was(digits):
-    net, batch = get_model("resnet20").eval(), healthy(digits).batch(64)
+def test_examine_takes_arrays():
+    net, labels = get_model("resnet8"), np.arange(64) % 10
+    found = checks.examine(net, (IMAGES.double().numpy(), labels))
+    assert str(found) == str(checks.examine(net, (IMAGES, torch.tensor(labels))))
+
+
+class Keeps(nn.Module):
+    """Its last answer cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = get_model("resnet8")
+        self.last = None
+
+    def forward(self, x):
+        self.last = self.net(x)
+        return self.last
+
+
+def kept():
+    net = Keeps()
+    net(IMAGES[:2])
+    return net
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still in use
+        return torch.jit.script(get_model("resnet8"))
+
+
+@pytest.mark.parametrize("labels", ["a", 1, -1, 0.5, None])
+@pytest.mark.parametrize("build", [partial(get_model, "resnet8"), kept, scripted])
+def test_examine_leaves_the_model_as_it_was(build, labels):
+    net, batch = build().eval(), (IMAGES.clone(), [labels] * 64)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    checks.examine(net, batch)
+    found = checks.examine(net, batch)
     after = net.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not net.training and all(p.grad is None for p in net.parameters())
     assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(batch[0], IMAGES)
+    assert ("cannot be copied" in str(found)) == (build is kept)

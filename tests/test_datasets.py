@@ -22,7 +22,7 @@ from PIL import Image
 
 from resnet_lib import cifar10, datasets
 from resnet_lib.cifar10 import download_cifar10, find_cifar10
-from resnet_lib.data import Normalisation
+from resnet_lib.data import Images, Normalisation
 from resnet_lib.datasets import (
     load_cifar10,
     load_cifar100,
@@ -336,6 +336,7 @@ def test_mid_grey_of_16_bits_is_mid_grey():
 
 
 BLACK = torch.zeros(3, 16, 16, dtype=torch.uint8)
+EYE = 255 * torch.eye(16, dtype=torch.uint8).expand(3, -1, -1)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +347,12 @@ BLACK = torch.zeros(3, 16, 16, dtype=torch.uint8)
         (ramp(16).astype(np.int32), RAMP),
         (ramp(16).astype(np.int32) * 1_000, RAMP),
         (np.zeros((16, 16), np.int32), BLACK),
+        (np.zeros((16, 16), np.float32), BLACK),
+        (np.eye(16, dtype=np.float32), EYE),
+        (1 - np.eye(16, dtype=np.float32), 255 - EYE),
+        (np.where(np.eye(16) > 0, np.float32(1), np.float32("nan")), EYE),
     ],
-    ids=["fractions", "floats", "int32", "large", "black"],
+    ids=lambda values: f"{values.dtype} to {values.max()}",
 )
 def test_other_numbers_in_a_tiff(values, expected):
     assert torch.equal(read_picture(saved(Image.fromarray(values), "TIFF")), expected)
@@ -495,8 +500,63 @@ def test_a_size_keeps_the_middle_square(shape):
 def test_bytes_paths_and_home(home):
     content = saved(colours("RGB"))
     (home / "a b.png").write_bytes(content)
-    for source in (content, home / "a b.png", str(home / "a b.png"), "~/a b.png"):
+    paths = (home / "a b.png", str(home / "a b.png"), "~/a b.png")
+    for source in (content, memoryview(content), bytearray(content), *paths):
         assert torch.equal(read_picture(source), RED_BLUE)
+
+
+# --- arrays ---------------------------------------------------------------------------
+
+PIXELS = torch.from_numpy(rows(20)).view(20, 3, 32, 32)
+LABELS = torch.arange(20) % 10
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        (rows(20), "images.reshape(-1, 3, 32, 32)"),
+        (rows(20)[:, :784], "images.reshape(-1, 1, 28, 28)"),
+        (torch.from_numpy(rows(20)[:, :192]), "images.reshape(-1, 3, 8, 8)"),
+        (PIXELS[None], "images[0]"),
+        (PIXELS.numpy()[None], "images[0]"),
+    ],
+)
+def test_pictures_of_an_odd_shape_are_told_what_mends_them(images, remedy):
+    with pytest.raises(ValueError) as caught:
+        Images(images, LABELS)
+    assert str(caught.value).endswith(f" {remedy}.")
+    assert len(Images(eval(remedy), LABELS)) == 20
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (rows(20)[:, :785], LABELS, "Give every picture its channels, height and wid"),
+        (None, LABELS, "Got NoneType: give the pictures in one array (N, H, W, C)."),
+        ("x.png", LABELS, "Got str: give the pictures in one array (N, H, W, C)."),
+        ([PIXELS[0]] * 20, LABELS, "Got list: stack the pictures"),
+        (PIXELS, LABELS[None], "got (1, 20). Give one class number per image, as lab"),
+        (PIXELS, LABELS.view(4, 5), "as labels.reshape(-1) does."),
+        (PIXELS, LABELS.expand(2, 20), "per image, in a list or an array."),
+        (PIXELS, set(range(20)), "per image, in a list or an array."),
+        (PIXELS, {0: 1}, "per image, in a list or an array."),
+        (PIXELS, iter(range(20)), "per image, in a list or an array."),
+        (PIXELS[:1], torch.eye(10)[:1], "labels.argmax(1) gives its number."),
+    ],
+)
+def test_a_remedy_suits_what_was_given(images, labels, words):
+    with pytest.raises(ValueError) as caught:
+        Images(images, labels)
+    assert words in str(caught.value)
+
+
+def test_an_array_of_64_bits_for_a_network():
+    x, model = np.random.default_rng(0).random((2, 3, 8, 8)), get_model("resnet8")
+    with pytest.raises(
+        ValueError, match=r"Convert an array with torch\.from_numpy\(x\)\.f"
+    ):
+        model(x)
+    assert model(torch.from_numpy(x).float()).shape == (2, 10)
 
 
 # --- a folder of pictures -------------------------------------------------------------
@@ -517,8 +577,8 @@ def test_class_folders_are_split_and_the_split_is_said(home, capsys):
     said = capsys.readouterr().out
     assert said == (
         "folder pets: 2 classes, 20 training and 5 test pictures, the middle square of "
-        "each at 32 by 32 pixels, RGB; of every class, 20% were set aside as the test "
-        "set.\n"
+        "each at 32 by 32 pixels, RGB; 20% of all, some of each class, were set aside "
+        "to test on.\n"
     )
     assert data.classes == ("cats", "dogs")
     assert torch.bincount(data.train.labels).tolist() == [12, 8]
@@ -555,6 +615,41 @@ def test_a_given_test_set_is_taken(tmp_path, capsys, name):
         load_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ({"Train/a": 2, "Train/b": 2, "Test/a": 1}, "; Test is the test set."),
+        ({"training/a": 2, "training/b": 2, "testing/b": 1}, "; testing is the test"),
+        ({"TRAIN/a": 2, "TRAIN/b": 2, "Validation/b": 1}, "; Validation is the test"),
+        (
+            {"train/a": 2, "train/b": 2, "val/a": 3, "test/b": 2, "test": 1},
+            "; test is the test set; left out: 1 .png, 3 in val.",
+        ),
+        (
+            {"train/a": 2, "train/b": 2, "val/a": 1, "test": 4, "c": 3},
+            "; val is the test set; left out: 3 in c, 4 in test.",
+        ),
+        ({"a": 3, "b": 3, ".": 2}, "33% of all, some of each class, were set aside"),
+        ({"a": 3, "b": 3, ".": 2}, "to test on; left out: 2 .png."),
+        (
+            {"train/a": 2, "train/b": 2, "test": 1},
+            "classes and test does not. Give both the",
+        ),
+        ({"Training/a": 2, "Training/b": 2, "Val": 1}, "classes and Val does not."),
+        ({"a": 2, "b": 2, "Test/a": 2}, "classes and train does not."),
+    ],
+)
+def test_the_parts_are_known_and_what_is_left_out_is_said(
+    tmp_path, capsys, folders, said
+):
+    fill(tmp_path, folders)
+    try:
+        load_folder(tmp_path)
+    except ValueError as error:
+        print(error)
+    assert said in capsys.readouterr().out
+
+
 def test_train_without_test_and_classes_called_so(tmp_path, capsys):
     fill(tmp_path / "x" / "train", {"a": 5, "b": 5})
     assert len(load_folder(tmp_path / "x").test) == 2
@@ -573,9 +668,12 @@ def test_pictures_of_many_kinds_and_what_is_none(tmp_path, capsys):
         (tmp_path / "a" / name).write_bytes(b"no picture")
     (tmp_path / ".git").mkdir()
     (tmp_path / "__MACOSX").mkdir()
-    (tmp_path / "readme.txt").write_text("")
+    (tmp_path / "readme").write_text("")
+    (tmp_path / "b" / "x.heic").write_text("")
     data = load_folder(tmp_path)
     assert len(data.train) + len(data.test) == 9
+    said = capsys.readouterr().out
+    assert said.endswith("; left out: 1 .db, 1 .txt, 1 .heic, 1 others.\n")
 
 
 def test_one_channel_goes_through_a_network(tmp_path, capsys):
@@ -624,6 +722,11 @@ def test_folders_that_cannot_be_used(tmp_path):
         told("between 0 and 1, as 0.2", test=share)
     for size in (0, 32.0, "32", True, None):
         told("whole number of pixels", size=size)
+    for grey in ("no", 1, None):
+        told("grey is .*: give True or False", grey=grey)
+    for path in ("", "~nobody-of-this-name"):
+        with pytest.raises(ValueError, match=r"no path\.|no such home"):
+            load_folder(path)
     assert len(load_folder(tmp_path / "x").test) == 2
     for share in (0.5, Fraction(1, 2), np.float32(0.5)):
         assert len(load_folder(tmp_path / "x", np.int64(8), share).test) == 3

@@ -14,7 +14,8 @@ import nbformat
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from workshop import badges, execute
+from resnet_lib import train
+from workshop import badges, execute, reproduce
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*_*.ipynb"))
@@ -102,7 +103,7 @@ def test_what_is_imported_is_declared():
         if cell.cell_type == "code" and not cell.source.startswith("%")
     ]
     for cell in cells:
-        found["checks"] |= imported(re.sub(r"(?m)^\s*[!%].*$", "pass", cell))
+        found["checks"] |= imported(re.sub(r"(?m)^([ \t]*)[!%].*$", r"\1pass", cell))
     users = found["resnet_lib"] | found["checks"]
     needs = declared(PYPROJECT["dependencies"])
     assert users - BROUGHT == needs - STARTED
@@ -244,3 +245,37 @@ def test_drawn_names_are_the_same_in_every_run():
     (name,) = content["metadata"]["widgets"][execute.STATE]["state"]
     view = content["cells"][0]["outputs"][1]["data"]
     assert view["application/vnd.jupyter.widget-view+json"]["model_id"] == name
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["resnet_lib.train", "resnet_lib.cifar10", "workshop.reproduce"]
+)
+def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path, command):
+    interrupt = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "torch.py").write_text(f"{interrupt}; time.sleep(60)")
+    done = subprocess.run(
+        [sys.executable, "-m", command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    expected = (130, "", "Stopped.\n")
+    assert (done.returncode, done.stdout, done.stderr) == expected
+
+
+@pytest.mark.parametrize("module", [train, reproduce])
+def test_ctrl_c_before_a_training_is_one_line(monkeypatch, capsys, tmp_path, module):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load", interrupted)
+    monkeypatch.setattr(reproduce, "load", interrupted)
+    monkeypatch.chdir(tmp_path)
+    given = {train: ["--data", "digits"], reproduce: ["--records", str(tmp_path)]}
+    assert module.main(given[module]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+    assert not list(tmp_path.iterdir())

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forked import Forked
+from PIL import Image
 
 from resnet_lib import PAPER, fit, get_model
 from resnet_lib.datasets import load_digits
 from resnet_lib.paths import data_home
 from resnet_lib.runs import Run, load_run, load_weights, recorded_runs
+from resnet_lib.train import main as train_main
 from resnet_lib.train import parser, recipe_from
 from workshop import reproduce as module
 from workshop.plans import read_plan
@@ -183,6 +185,8 @@ ONE_RUN = [
     ("milestones = 30", "as in milestones = [32000, 48000].", "milestones = [32, 48]"),
     ("iterations = 20, milestones = [30]", "Leave them out, and", "iterations = 20"),
     ('data = "mnist"', "Choose from cifar10, cifar100", ""),
+    ('data = ""', "data '' is neither a set", ""),
+    ("small_until = [9], small_size = [64]", "32 pixels a side", "lr = 1"),
     ('data = "digits"', "as in validation = 143.", 'data = "digits", validation = 143'),
     ("seed = 7", "has its name, resnet20-paper-64k-seed7", ""),
     ("seed = 7, momentum = 0.8", "Leave this one out", ""),
@@ -208,6 +212,30 @@ def test_a_plan_that_cannot_be_carried_out(planned, text, words, remedy):
     assert "plan.toml: " in said and said.endswith(".") and "\n" not in said
     assert all(word in said for word in words.split(", ", 1)), said
     assert len(planned(remedy)[1]) >= 1
+
+
+def test_a_folder_with_fewer_pictures_than_are_set_aside(
+    planned, places, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for i in range(20):
+        (tmp_path / "pets" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), i).save(tmp_path / "pets" / "ab"[i % 2] / f"{i}.png")
+    words = "validation = 5000 leaves none of the 16 training images of"
+    entry = 'model = "resnet8", data = "pets", iterations = 4, batch_size = 8'
+    path, _ = planned(f"runs = [{{{entry}}}]")
+    assert main(arguments(path, places)) == 1
+    said = capsys.readouterr().err
+    assert f"{words} pets. Give fewer, as in validation = 1.\n" in said
+    assert not places.work.exists()
+    command = ["--data", "pets", "--model", "resnet8", "--iterations", "4"]
+    command += ["--quiet", "--batch-size", "8"]
+    assert train_main(command) == 1
+    said = capsys.readouterr().err
+    assert f"{words} folder pets. Give fewer, as in --validation 1.\n" in said
+    assert train_main([*command, "--validation", "1"]) == 0
+    path, _ = planned(f"runs = [{{{entry}, validation = 1}}]")
+    assert main(arguments(path, places)) == 0
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le"])

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from resnet_lib.train import (
     FIELDS,
     RECIPES,
     check_data,
+    check_fits,
     recipe_options,
     run_name,
 )
@@ -61,11 +63,10 @@ class Planned:
     snapshots: bool = False
     weights: bool = False
 
-    @cached_property
+    @property
     def network(self) -> str:
         """The network's full name, which tells another shortcut."""
-        with torch.device("meta"):  # no weights are drawn
-            return get_model(self.model, self.shortcut).name
+        return _full_name(self.model, self.shortcut)
 
     @cached_property
     def name(self) -> str:
@@ -87,6 +88,12 @@ class Planned:
         data = self.data if self.data in DATASETS else folder
         theirs = (run.about["model"], run.about["data"], run.recipe)
         return theirs == (self.network, data, recipe)
+
+
+@cache
+def _full_name(model: str, shortcut: str | None) -> str:
+    with torch.device("meta"):  # no weights are drawn
+        return get_model(model, shortcut).name
 
 
 def read_plan(path: Path | str) -> list[Planned]:
@@ -235,11 +242,7 @@ def _planned(defaults: dict, entry: dict) -> Planned:
     check_data(data)
     own["weights"] = own.get("weights", own.get("snapshots", False))
     recipe = _recipe(base, entry)
-    if recipe.validation >= (count := DATASETS.get(data, float("inf"))):
-        raise ValueError(
-            f"validation = {recipe.validation} leaves none of the {count:,} training "
-            f"images of {data}. Give fewer, as in validation = {count // 10}."
-        )
+    check_fits(recipe, data, DATASETS.get(data, math.inf), "validation = {}")
     return Planned(base=base, recipe=recipe, **own)
 
 

@@ -20,7 +20,7 @@ from resnet_lib.fit import stop_requests
 from resnet_lib.paths import data_home, expanded
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import Run, halved, load_weights
-from resnet_lib.train import escape_unprintable, load
+from resnet_lib.train import check_fits, escape_unprintable, load
 from workshop.plans import Planned, read_plan
 
 __all__ = ["Places", "publish", "reproduce", "status_of"]
@@ -251,8 +251,10 @@ def main(argv: list[str] | None = None) -> int:
         chosen = [plan[name] for name in given.only or plan]
         state = describe(chosen, places)  # refused, if at all, before a download
         if not given.status:
-            for data in {run.data for run in chosen}:
-                load(data)  # downloaded once, and not in every job
+            # Downloaded once, and not in every job. The images of a folder are counted.
+            counts = {name: len(load(name).train) for name in {r.data for r in chosen}}
+            for run in chosen:
+                check_fits(run.recipe, run.data, counts[run.data], "validation = {}")
             options = ["--device", given.device] if given.device else []
             limits = {"jobs": given.jobs, "max_minutes": given.max_minutes}
             errors = reproduce(chosen, places, **limits, options=options)
@@ -260,6 +262,9 @@ def main(argv: list[str] | None = None) -> int:
         print(state)
     except (ValueError, OSError, RuntimeError) as error:
         errors = [f"python -m workshop.reproduce: {error}"]
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0

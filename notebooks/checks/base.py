@@ -39,14 +39,10 @@ def check(judge: Callable[..., str]) -> Callable[..., bool]:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.default_generator.manual_seed(0)
                 praise = judge(*answer)
-        except NotImplementedError:
-            print("○ Not yet: replace `raise NotImplementedError` with your answer.")
         except Hint as hint:
             print(_one_line(f"✗ Not yet: {hint}"))
         except Exception as error:
-            reached = _reached_answer(error) or _is_of_a_library(answer[0])
-            who = "Your code" if reached else "The check of your answer"
-            print(_one_line(f"✗ {who} stopped with {type(error).__name__}: {error}"))
+            print(_one_line(_stopped(error, answer[0])))
         else:
             print(f"✓ {praise}")
             return True
@@ -75,6 +71,22 @@ def _look_at_call(judge: Callable[..., str], answer: tuple) -> None:
         )
 
 
+def _stopped(error: Exception, answer: object) -> str:
+    """Whose the error is, or that there is no answer yet.
+
+    PyTorch too raises NotImplementedError, for what it lacks.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if last.name == "_forward_unimplemented":
+        return "✗ Not yet: your class has no method forward. Is its name misspelt?"
+    raised = "raise" in (last.line or "raise") and not last.filename.startswith(_OURS)
+    if isinstance(error, NotImplementedError) and raised:
+        return "○ Not yet: replace `raise NotImplementedError` with your answer."
+    reached = _reached_answer(error) or _is_of_a_library(answer)
+    who = "Your code" if reached else "The check of your answer"
+    return f"✗ {who} stopped with {type(error).__name__}: {error}"
+
+
 def _reached_answer(error: Exception) -> bool:
     """Whether a line of the reader's own was running when the error came."""
     lines = traceback.extract_tb(error.__traceback__)
@@ -95,7 +107,7 @@ def values(answer: object, hint: str, shape: tuple[int, ...] | None = None) -> T
     or the shape that was found.
     """
     if isinstance(answer, Tensor):
-        found = answer.detach().cpu()
+        found = answer.detach().cpu().to_dense()
     else:
         try:
             is_array = getattr(answer, "ndim", 0)

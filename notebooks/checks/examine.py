@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,44 +56,83 @@ def examine(
     test, `report` turns the test errors of a run into the one that is published.
     """
     found = Findings()
-    try:
-        images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
-        images = images.detach()
-    except Exception as error:
-        _stopped(found, "the batch", error)
-        images, labels = torch.zeros(0), None
-    try:
-        patient = copy.deepcopy(model)
-        where = next(iter(patient.parameters()), torch.zeros(())).device
-        images = images.to(where)
-        labels = None if labels is None else torch.as_tensor(labels).to(where)
-    except Exception as error:
-        _stopped(found, "the network", error)
-        patient = model
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    images, labels = batch if pair else (batch, None)
+    patient = _tried(found, "the network", _copied, model)
+    images = _tried(found, "the batch", _taken, images, patient)
+    labels = _tried(found, "the labels", _numbered, labels, images)
+    # What is not finite is said once, of the images, and not laid to the network.
+    seen = None if images is None else images.nan_to_num(0, 0, 0)
+    # A name, a step, what it cannot do without, and what else it takes.
     steps = (
-        ("the images", lambda: _images(found, images)),
-        ("the labels", lambda: _labels(found, images, labels)),
-        ("the answers", lambda: _answers(found, patient, images, labels)),
-        ("the maps", lambda: _maps(found, patient, images)),
-        ("the blocks", lambda: _blocks(found, patient, images)),
-        ("the layers", lambda: _layers(found, patient, model)),
-        ("the gradients", lambda: _gradients(found, patient, images, labels)),
-        ("the loss", lambda: _loss(found, loss, patient, images, labels)),
-        ("the rates", lambda: _rates(found, rates)),
-        ("the test", lambda: _test(found, judge, images)),
-        ("the report", lambda: _report(found, report)),
+        ("the images", _images, [images], []),
+        ("the labels", _labels, [seen], [labels]),
+        ("the answers", _answers, [patient, seen], [labels]),
+        ("the maps", _maps, [patient, seen], []),
+        ("the blocks", _blocks, [patient, seen], []),
+        ("the layers", _layers, [patient], [model]),
+        ("the gradients", _gradients, [patient, seen], [labels]),
+        ("the loss", _loss, [patient, seen], [labels, loss]),
+        ("the rates", _rates, [], [rates]),
+        ("the test", _test, [seen], [judge]),
+        ("the report", _report, [], [report]),
     )
-    for name, step in steps:
-        try:
-            step()
-        except Exception as error:
-            _stopped(found, name, error)
+    for name, step, needed, more in steps:
+        if all(given is not None for given in needed):
+            _tried(found, name, step, *needed, *more)
     return found
 
 
-def _stopped(found: Findings, name: str, error: Exception) -> None:
-    line = (str(error).strip() or "no message").splitlines()[0]
-    found.unknown.append(f"{name}: stopped with {type(error).__name__}: {line[:120]}")
+def _tried(found: Findings, name: str, step: Callable, *given: object) -> object:
+    """What the step returns; None where it stops, which is said."""
+    try:
+        return step(found, *given)
+    except (Exception, SystemExit) as error:
+        line = (str(error).strip() or "no message").splitlines()[0]
+        kind = type(error).__name__
+        found.unknown.append(f"{name}: stopped with {kind}: {line[:120]}")
+        return None
+
+
+def _copied(found: Findings, model: object) -> nn.Module | None:
+    """A copy of the model; None, saying why, where there can be none."""
+    if not isinstance(model, nn.Module):
+        found.odd.append(f"a {type(model).__name__} is no network: give an nn.Module")
+        return None
+    try:
+        patient = copy.deepcopy(model)
+    except Exception as error:
+        found.unknown.append(
+            "everything about the network: it cannot be copied, and the procedure "
+            f"would change it ({str(error)[:120]}). Does it keep its last answer?"
+        )
+        return None
+    for weight in patient.parameters():
+        if not weight.is_leaf:  # a script's, whose gradient goes to the model's own
+            weight.detach_().requires_grad_()
+    return patient
+
+
+def _taken(found: Findings, images: object, patient: nn.Module | None) -> Tensor | None:
+    """The images as a tensor of its own, where the network is."""
+    if not isinstance(images, Tensor | np.ndarray):
+        found.odd.append(
+            f"the batch: {type(images).__name__} is no tensor of images. Give images "
+            "(N, 3, H, W) as the network gets them, or (images, labels), as "
+            "next(iter(loader)) does"
+        )
+        return None
+    weight = next(iter(patient.parameters() if patient else ()), torch.zeros(()))
+    images = torch.as_tensor(images).detach()
+    # In numpy, numbers have 64 bits unless told otherwise.
+    return images.to(weight if images.dtype == torch.double else weight.device)
+
+
+def _numbered(_: Findings, labels: object, images: Tensor | None) -> Tensor | None:
+    """The labels as a tensor, where the images are; None without them."""
+    if labels is None or images is None:
+        return None
+    return torch.as_tensor(labels).to(images.device)
 
 
 def _images(found: Findings, x: Tensor) -> None:
@@ -244,7 +284,7 @@ def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
         given = before.clone()
         with torch.no_grad():
             out = block(given)
-            changed += bool((given != before).any())
+            changed += not torch.equal(given.nan_to_num(), before.nan_to_num())
             way = before if shortcut is None else shortcut(before.clone())
         narrow += way.shape[1] != out.shape[1]
         if shortcut is not None and not isinstance(shortcut, nn.Identity):
@@ -318,7 +358,7 @@ def _gradients(found: Findings, model: nn.Module, x: Tensor, y: Tensor | None) -
     )
 
 
-def _loss(found: Findings, loss, model: nn.Module, x: Tensor, y: Tensor | None) -> None:
+def _loss(found: Findings, model: nn.Module, x: Tensor, y: Tensor | None, loss) -> None:
     if loss is None or y is None:
         found.unknown.append("what is minimised: give the loss as `loss`")
         return
@@ -357,7 +397,7 @@ def _rates(found: Findings, rates) -> None:
     )
 
 
-def _test(found: Findings, judge, x: Tensor) -> None:
+def _test(found: Findings, x: Tensor, judge) -> None:
     if judge is None:
         found.unknown.append("how the test is made: give it as `judge`")
         return
