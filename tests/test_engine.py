@@ -333,7 +333,7 @@ def test_evaluate_brings_images_and_statistics_to_the_model(monkeypatch):
     for given in (profile, None):  # given, and found where the weights are
         norm = Normalisation.of(DATA.train.images, per_pixel=given is None)
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
-            evaluate(Elsewhere(3, 2, device="meta"), DATA.test, norm, given)
+            evaluate(Elsewhere(3, 10, device="meta"), DATA.test, norm, given)
     assert set(seen) == {"meta"}
 
 

@@ -220,7 +220,7 @@ BAD_CALLS = [  # arguments of fit, and what is said
     ({"run": 5}, "5 is no path"),
     ({"model": small_net().half()}, r"torch.float16.*model.float\(\)"),
     ({"model": small_net().double()}, r"torch.float64.*model.float\(\)"),
-    ({"model": frozen(small_net())}, r"are none: .* thaw them with model.requires_grad_"),
+    ({"model": frozen(small_net())}, r"are none: .* thaw them with model.requires_"),
     ({"model": nn.Flatten()}, "weights to train are none: "),
     ({"model": Answers(lambda x: {"out": x})}, "with a dict. Let its forward"),
     ({"model": Answers(lambda x: (x, x))}, "with a tuple. Let its forward"),
