@@ -235,7 +235,10 @@ def test_snapshots_are_networks_of_their_time():
 
 
 def test_table_has_a_row_per_run():
-    assert runs_table(RUNS)["run"].tolist() == list(RUNS)
+    table = runs_table(RUNS).set_index("run")["test error (%)"]
+    assert table.index.tolist() == list(RUNS)
+    for name, run in RUNS.items():
+        assert table[name] == round(100 * run.final["test_error"], 2)
 
 
 def test_unknown_run_names_the_others(tmp_path):

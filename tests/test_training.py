@@ -280,7 +280,7 @@ def test_a_run_that_another_process_just_ended_is_not_repeated(
 def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
     folder, net = alone
     sittings = 0
-    finished = False
+    finished, start = False, time.monotonic()
     while not finished:  # every sitting ends after one iteration
         other = small_net(seed=sittings)  # the checkpoint decides, not the new weights
         if sittings == 0:
@@ -294,6 +294,8 @@ def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
     kept = [{**row, "seconds": 0} for row in read_history(tmp_path / "history.csv")]
     left = [{**row, "seconds": 0} for row in read_history(folder / "history.csv")]
     assert str(kept) == str(left)  # NaN equals NaN in text
+    told = [row["seconds"] for row in read_history(tmp_path / "history.csv")]
+    assert told == sorted(told) and told[-1] <= time.monotonic() - start
 
 
 def test_interrupt_stops_cleanly_and_returns_what_it_has(tmp_path):
