@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from resnet_lib.distributed import Ranks
-from resnet_lib.resnet import describe, network_digest
+from resnet_lib.identity import describe, network_digest
 from resnet_lib.runs import (
     Run,
     describe_environment,

@@ -1,11 +1,8 @@
 """ResNets for CIFAR-10 and their plain twins. Notebook 03; paper §3.3 and §4.2."""
 
-import ast
 import contextlib
-import hashlib
-import inspect
 import re
-import textwrap
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -20,15 +17,11 @@ __all__ = [
     "ResNet",
     "check_images",
     "check_stages",
-    "describe",
     "evaluating",
     "get_model",
     "init_weights",
     "make_stage",
-    "network_digest",
 ]
-
-LIBRARIES = ("builtins", "resnet_lib", "torch", "torchvision")
 
 
 def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
@@ -50,8 +43,7 @@ def _counts(number: object) -> bool:
 
 
 def check_images(x: Tensor, channels: int) -> None:
-    """Raise ValueError, naming the remedy, unless `x` is float images (N, channels, H,
-    W).
+    """Raise ValueError, naming the remedy, unless `x` is float images (N, C, H, W).
 
     Silent where a tool reads the network instead of running it (`torch.fx`,
     `torch.jit`): there, `x` has no shape to look at.
@@ -207,75 +199,13 @@ def get_model(
     elif depth % 6 == 2 and depth >= 8:
         widths, depths, default = (16, 32, 64), ((depth - 2) // 6,) * 3, "A"
     else:
-        below = max(8, (depth - 2) // 6 * 6 + 2)
-        near = [below - 6 * (below in IMAGENET_DEPTHS), below + 6]
-        near[1] += 6 * (near[1] in IMAGENET_DEPTHS)
+        family = [n for n in range(8, 10_010, 6) if n not in IMAGENET_DEPTHS]
+        above = max(1, bisect(family, depth))
         raise ValueError(
-            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {near[0]} or "
-            f"{near[1]}."
+            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {family[above - 1]} "
+            f"or {family[above]}."
         )
     shortcut = None if kind == "plain" else shortcut or default
     model = ResNet(widths, depths, shortcut, classes, in_channels)
     model.name = name if shortcut in (None, default) else f"{name}-{shortcut}"
     return model
-
-
-def _hung_on(module: nn.Module) -> list[object]:
-    """Hooks around its forward, and methods of its class that it has its own of."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    own = vars(module).items()
-    return hooks + [v for k, v in own if callable(getattr(type(module), k, None))]
-
-
-def network_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits of its layers, their options, what is hung on them, frozen
-    weights, and the code of classes that are neither PyTorch's nor ours."""
-    about = [str(model)]
-    for module in model.modules():
-        for kind in type(module).__mro__:
-            about.append(f"{kind.__module__}.{kind.__qualname__}")
-            if kind.__module__.split(".")[0] not in LIBRARIES:
-                about += map(_code, vars(kind).values())
-        about += map(_code, _hung_on(module))
-        for name, value in vars(module).items():
-            if name != "training" and isinstance(value, str | int | float):
-                about.append(f"{name} {value}")
-    about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
-    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
-
-
-def _code(member: object) -> str:
-    """A function without its comments; of what has no source, its name at most."""
-    try:
-        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
-    except (TypeError, OSError, SyntaxError):  # no function, typed at a prompt, lambda
-        return getattr(member, "__qualname__", type(member).__name__)
-
-
-def describe(model: nn.Module) -> dict | None:
-    """What rebuilds this network: `{"class": "ResNet", **model.config}`.
-
-    None for a network that cannot be rebuilt by `ResNet(**config)`: one of another
-    class, or one whose layers were changed, or hooked, after it was built.
-    """
-    if type(model) is not ResNet:
-        return None
-    with torch.device("meta"):  # no memory, and no random number is drawn
-        twin = ResNet(**model.config)
-    if str(model) != str(twin):
-        return None
-    for module, other in zip(model.modules(), twin.modules(), strict=True):
-        # What `str` does not tell: a class of the same name, a hook, a method hung on a
-        # layer, the stride of shortcut A.
-        if type(module) is not type(other) or _hung_on(module):
-            return None
-        for name, value in vars(other).items():
-            public = name != "training" and not name.startswith("_")
-            if public and vars(module).get(name) != value:
-                return None
-    config = dict(model.config)
-    for name in ("widths", "depths"):
-        config[name] = [int(number) for number in config[name]]
-    for name in ("classes", "in_channels"):
-        config[name] = int(config[name])
-    return {"class": "ResNet", **config}

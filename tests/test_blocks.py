@@ -16,7 +16,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock, make_shortcut
-from resnet_lib.resnet import ResNet, describe, get_model
+from resnet_lib.identity import describe
+from resnet_lib.resnet import ResNet, get_model
 
 SHAPES = [(16, 16, 1), (16, 32, 2), (16, 16, 2), (16, 32, 1), (16, 8, 1)]
 

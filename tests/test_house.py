@@ -19,7 +19,7 @@ LIBRARY = ROOT / "resnet_lib"
 # From the core outwards: a module imports only from those before it.
 ORDER = [
     *("inputs", "basic_block", "resnet"),
-    *("data", "recipe", "device", "training"),
+    *("data", "recipe", "device", "training", "identity"),
     *("paths", "progress", "cifar10", "datasets"),
     *("distributed", "runs", "checkpoints", "fit"),
     *("probes", "plots", "explorer"),

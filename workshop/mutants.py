@@ -46,7 +46,8 @@ from mutmut.mutation.mutators import mutation_operators
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".mutants"
-CORE = ("basic_block", "resnet", "data", "recipe", "training", "fit", "runs")
+CORE = ("basic_block", "resnet", "identity", "data", "recipe", "training")
+CORE += ("fit", "runs")
 FILES = ("recipe_by_hand", "blocks", "data", "engine", "training", "runs")
 FILES = [f"tests/test_{name}.py" for name in FILES]
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib.pyplot", "sklearn.datasets")

@@ -1,0 +1,73 @@
+"""What tells one network from another, and what rebuilds it."""
+
+import ast
+import hashlib
+import inspect
+import json
+import textwrap
+
+import torch
+from torch import nn
+
+from resnet_lib.resnet import ResNet
+
+__all__ = ["describe", "network_digest"]
+
+LIBRARIES = ("builtins", "resnet_lib", "torch", "torchvision")
+
+
+def _hung_on(module: nn.Module) -> list[object]:
+    """Hooks around its forward, and methods of its class that it has its own of."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = vars(module).items()
+    return hooks + [v for k, v in own if callable(getattr(type(module), k, None))]
+
+
+def network_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits of its layers, their options, what is hung on them, frozen
+    weights, and the code of classes that are neither PyTorch's nor ours."""
+    about = [str(model)]
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            about.append(f"{kind.__module__}.{kind.__qualname__}")
+            if kind.__module__.split(".")[0] not in LIBRARIES:
+                about += map(_code, vars(kind).values())
+        about += map(_code, _hung_on(module))
+        for name, value in vars(module).items():
+            if name != "training" and isinstance(value, str | int | float):
+                about.append(f"{name} {value}")
+    about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+
+
+def _code(member: object) -> str:
+    """A function without its comments; of what has no source, its name at most."""
+    try:
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
+    except (TypeError, OSError, SyntaxError):  # no function, typed at a prompt, lambda
+        return getattr(member, "__qualname__", type(member).__name__)
+
+
+def describe(model: nn.Module) -> dict | None:
+    """What rebuilds this network: `{"class": "ResNet", **model.config}`.
+
+    None for a network that cannot be rebuilt by `ResNet(**config)`: one of another
+    class, or one whose layers were changed, or hooked, after it was built.
+    """
+    if type(model) is not ResNet:
+        return None
+    with torch.device("meta"):  # no memory, and no random number is drawn
+        twin = ResNet(**model.config)
+    if str(model) != str(twin):
+        return None
+    for module, other in zip(model.modules(), twin.modules(), strict=True):
+        # What `str` does not tell: a class of the same name, a hook, a method hung on a
+        # layer, the stride of shortcut A.
+        if type(module) is not type(other) or _hung_on(module):
+            return None
+        for name, value in vars(other).items():
+            public = name != "training" and not name.startswith("_")
+            if public and vars(module).get(name) != value:
+                return None
+    config = json.loads(json.dumps(model.config, default=int))  # numpy's numbers too
+    return {"class": "ResNet", **config}
