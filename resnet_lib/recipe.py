@@ -72,60 +72,42 @@ class Recipe:
         self._check_steps()
 
     def _check_ranges(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name in CHOICES and value not in CHOICES[name]:
-                choices = ", ".join(map(repr, CHOICES[name]))
-                raise ValueError(f"Recipe.{name} is {value!r}: choose from {choices}.")
-            if name in ABOVE_ZERO and value is not None and value <= 0:
-                raise ValueError(f"Recipe.{name} is {value}: give a number above 0.")
-            if isinstance(value, int | float) and value < 0:
-                raise ValueError(f"Recipe.{name} is {value}: give 0 or more.")
-            if name in FLOAT32 and value is not None and value > 3.4e38:
-                raise ValueError(
-                    f"Recipe.{name} is {value}, more than float32 holds: give less."
-                )
-            if name in BELOW_ONE and value >= 1:
-                raise ValueError(
-                    f"Recipe.{name} is {value}: give 0 (off) or a number below 1."
-                )
+        for name, value in vars(self).items():
+            number = value if isinstance(value, int | float) else 1
+            choices = CHOICES.get(name, (value,))
+            for wrong, remedy in (
+                (value not in choices, f"choose from {', '.join(map(repr, choices))}"),
+                (name in ABOVE_ZERO and number <= 0, "give a number above 0"),
+                (number < 0, "give 0 or more"),
+                (name in FLOAT32 and number > 3.4e38, "give less, as float32 holds"),
+                (name in BELOW_ONE and number >= 1, "give 0 (off) or less than 1"),
+            ):
+                if wrong:
+                    raise ValueError(f"Recipe.{name} is {value!r}: {remedy}.")
         if self.nesterov and not self.momentum:
-            raise ValueError(
-                "Recipe.nesterov needs momentum: give a momentum above 0, such as 0.9, "
-                "or nesterov=False."
-            )
+            raise ValueError("Recipe.nesterov needs a momentum above 0, such as 0.9.")
 
     def _check_steps(self) -> None:
         for name in ("milestones", "small_until"):
-            steps = getattr(self, name)
-            edges = [0, *steps, self.iterations]
-            if list(steps) != sorted(steps):
-                raise ValueError(f"Recipe.{name} {steps}: give them in rising order.")
+            edges = [0, *getattr(self, name), self.iterations]
             if edges != sorted(edges):
-                none = f"; for none of them, give {name}=()"
-                if name == "small_until":
-                    none += " and small_size=()"
-                elif self.schedule == "triangular":
-                    none = ""  # it needs its peak
                 raise ValueError(
-                    f"Recipe.{name} {steps} must lie between 0 and the end, "
-                    f"{self.iterations}. To shorten a recipe with its steps in "
-                    f"proportion, use its scaled({self.iterations}){none}."
+                    f"Recipe.{name} is {getattr(self, name)}: give iterations in "
+                    f"rising order, from 0 to the end, {self.iterations}, as "
+                    f"scaled({self.iterations}) of a longer recipe does."
                 )
         peak_inside = [0 < m < self.iterations for m in self.milestones] == [True]
         if self.schedule == "triangular" and not peak_inside:
-            remedy = f"Give milestones=({self.iterations // 5 or 1},)."
-            if self.iterations == 1:
-                remedy = "Take 2 iterations or more, or schedule='steps'."
             raise ValueError(
-                f"Recipe.milestones {self.milestones}: a triangular schedule has one, "
-                f"its peak, between 0 and {self.iterations}. {remedy}"
+                f"Recipe.milestones is {self.milestones}: a triangular schedule has "
+                f"one, its peak, between 0 and {self.iterations}. Give milestones="
+                f"({max(1, self.iterations // 5)},), and 2 iterations or more."
             )
         fits = len(self.small_size) == len(self.small_until)
         if not fits or min(self.small_size, default=1) < 1:
             raise ValueError(
-                f"Recipe.small_size {self.small_size}: give one number of pixels, 1 or "
-                f"more, for each of small_until, {self.small_until}."
+                f"Recipe.small_size is {self.small_size}: give one number of pixels, 1 "
+                f"or more, for each of small_until, {self.small_until}."
             )
 
     def scaled(self, iterations: int) -> "Recipe":
@@ -150,6 +132,7 @@ class Recipe:
 def _typed(name: str, kind: type, value: object) -> object:
     """The value as plain Python has it, or ValueError: numpy's numbers are welcome, a
     fraction of an iteration is not."""
+    told = f"Recipe.{name} is {value!r}: give"
     if name in SEQUENCES:
         # Of a dict the values would be lost, of a set the order, and an iterator may
         # have no end.
@@ -157,56 +140,29 @@ def _typed(name: str, kind: type, value: object) -> object:
         try:
             steps = tuple(value) if ordered else tuple(value.tolist())
         except (AttributeError, TypeError):
-            raise ValueError(
-                f"Recipe.{name} is {value!r}: give several whole numbers, as in "
-                f"{name}=(10, 20), or none."
-            ) from None
+            several = f"several whole numbers, as in {name}=(10, 20), or none"
+            raise ValueError(f"{told} {several}.") from None
         return tuple(_typed(f"{name}[{i}]", int, step) for i, step in enumerate(steps))
-    if value is None and name == "warmup_lr":
-        return None
-    if kind is str:
-        if not isinstance(value, str):
-            choices = ", ".join(map(repr, CHOICES[name]))
-            raise ValueError(f"Recipe.{name} is {value!r}: choose from {choices}.")
-        return str(value)
+    if kind is str or (value is None and name == "warmup_lr"):
+        return value and str(value)
     is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's too
     if kind is bool:
         if not is_bool:
-            raise ValueError(f"Recipe.{name} is {value!r}: give True or False.")
+            raise ValueError(f"{told} True or False.")
         return bool(value)
-    told = f"Recipe.{name} is {value!r}: give a"
     if is_bool or isinstance(value, str | bytes):
-        raise ValueError(f"{told} number.")
-    if kind is int:
-        try:
-            number = operator.index(value)
-        except TypeError:
-            near = _nearest(name, value)
-            raise ValueError(f"{told} whole number{near}.") from None
-        if number >= 2**63:  # no counter and no seed of PyTorch's holds it
-            raise ValueError(f"Recipe.{name} is 2**63 or more: give a smaller number.")
-        return number
+        raise ValueError(f"{told} a number.")
     try:
-        number = float(value)
-    except OverflowError:
+        number = operator.index(value) if kind is int else float(value)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
         number = math.inf
-    except (TypeError, ValueError, RuntimeError):  # PyTorch's, for several numbers
-        raise ValueError(f"{told} number.") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{told} finite number.")
+    # No counter and no seed of PyTorch's holds more.
+    if kind is int and number >= 2**63:
+        default = getattr(Recipe, name, 10)
+        raise ValueError(f"{told} a whole number below 2**63, such as {default}.")
+    if kind is not int and not math.isfinite(number):
+        raise ValueError(f"{told} a finite number.")
     return number
-
-
-def _nearest(name: str, value: object) -> str:
-    """A hint at the whole number that was meant; nothing for what is no number.
-
-    Below 1 a share was meant, or seconds: the default is the better hint.
-    """
-    try:
-        near = round(float(value))
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return ""
-    return f", such as {near if value >= 1 else getattr(Recipe, name, 0)}"
 
 
 PAPER = Recipe()

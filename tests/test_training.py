@@ -128,10 +128,10 @@ def test_scaled_moves_the_steps_and_nothing_else():
     ("change", "told"),
     [
         *[({name: 0}, "above 0") for name in ABOVE_ZERO],
-        *[({name: 1.0}, "below 1") for name in ("momentum", "label_smoothing")],
+        *[({name: 1.0}, "less than 1") for name in ("momentum", "label_smoothing")],
         ({"milestones": (5, 3)}, "rising order"),
         ({"small_until": (3, 1), "small_size": (8, 8)}, "rising order"),
-        ({"small_until": (64_001,), "small_size": (8,)}, "between 0 and the end"),
+        ({"small_until": (64_001,), "small_size": (8,)}, "from 0 to the end"),
         ({"small_until": (9,), "small_size": (8, 8)}, "for each of small_until"),
         ({"small_until": (9,), "small_size": (0,)}, "of pixels, 1 or more"),
         *[

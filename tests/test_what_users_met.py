@@ -107,29 +107,32 @@ def test_a_run_refuses_other_data_of_the_same_name(tmp_path, minutes):
 
 WHOLE, SEVERAL = "give a whole number", "give several whole numbers"
 BAD_RECIPES = [
-    *(({"iterations": 10 * 50_000 / 128}, f"{WHOLE}, such as 3906"),),
+    *(({"iterations": 10 * 50_000 / 128}, WHOLE),),
     *(({"iterations": 3.5}, WHOLE), ({"validation": 0.1}, WHOLE)),
-    *(({"batch_size": 8.0}, f"{WHOLE}, such as 8"), ({"seed": "3"}, "give a number")),
+    *(({"batch_size": 8.0}, WHOLE), ({"seed": "3"}, "give a number")),
     *(({"iterations": wrong}, "give a number") for wrong in (True, "64000")),
-    *(({"lr": bad}, "give a number") for bad in (b"0.1", np.True_, torch.ones(2))),
-    *(({"lr": bad}, "give a finite number") for bad in (float("nan"), 10**400)),
+    *(({"lr": bad}, "give a number") for bad in (b"0.1", np.True_)),
+    *(
+        ({"lr": bad}, "give a finite number")
+        for bad in (np.nan, 10**400, torch.ones(2))
+    ),
     *(({"validation": -5}, "give 0 or more"), ({"seed": -1}, "give 0 or more")),
     ({"warmup_lr": -1}, "give a number above 0"),
-    ({"momentum": 1.0}, "give 0 \\(off\\) or a number below 1"),
-    ({"momentum": 0, "nesterov": True}, "needs momentum: give a momentum above 0"),
+    ({"momentum": 1.0}, "give 0 \\(off\\) or less than 1"),
+    ({"momentum": 0, "nesterov": True}, "needs a momentum above 0, such as 0.9"),
     ({"nesterov": "false"}, "give True or False"),
     ({"milestones": 5}, f"{SEVERAL}, as in milestones=\\(10, 20\\)"),
     *(({"milestones": bad}, SEVERAL) for bad in ("57", {10: 0.1}, {10, 20}, b"\5")),
     ({"milestones": itertools.count()}, SEVERAL),
     ({"milestones": (1.5,)}, f"milestones\\[0\\] is 1.5: {WHOLE}"),
-    ({"iterations": 20}, "use its scaled\\(20\\); for none of them, give milestones="),
+    ({"iterations": 20}, "to the end, 20, as scaled\\(20\\) of a longer recipe does"),
     ({"precision": "fp8"}, "choose from 'auto', 'bf16', 'tf32', 'fp32'"),
     *(({"schedule": bad}, "from 'steps', 'tri") for bad in (3, np.array(["steps"]))),
-    *(({"log_every": bad}, f"{WHOLE}, such as 100") for bad in (0.5, -2.5)),
-    ({"validation": 0.1}, f"{WHOLE}, such as 5000"),
-    *(({name: 1e300}, "than float32 holds: give less") for name in FLOAT32),
+    *(({"log_every": bad}, f"{WHOLE} .*, such as 100\\.") for bad in (0.5, -2.5)),
+    ({"validation": 0.1}, f"{WHOLE} .*, such as 5000\\."),
+    *(({name: 1e300}, "give less, as float32 holds") for name in FLOAT32),
     ({"schedule": "triangular"}, "its peak, .*Give milestones=\\(12800,\\)"),
-    ({"seed": 2**64}, "is 2\\*\\*63 or more: give a smaller number"),
+    ({"seed": 2**64}, "give a whole number below 2\\*\\*63"),
 ]
 
 
@@ -145,24 +148,22 @@ def test_a_recipe_that_no_training_could_follow_is_refused(change, told):
 def test_the_remedies_for_a_recipe_work():
     change = {"schedule": "triangular", "milestones": (12_800,)}
     assert dataclasses.replace(PAPER, **change).milestones == (12_800,)
-    with pytest.raises(ValueError, match=r"use its scaled\(4000\)\.$"):
+    with pytest.raises(ValueError, match=r"as scaled\(4000\) of a longer recipe does"):
         dataclasses.replace(QUICK, iterations=4000)
     assert QUICK.scaled(4000).milestones == (800,)
     assert QUICK.scaled(2).milestones == (1,)
-    with pytest.raises(ValueError, match="2 iterations or more, or schedule='steps'"):
+    with pytest.raises(ValueError, match="and 2 iterations or more"):
         QUICK.scaled(1)
     assert dataclasses.replace(QUICK, schedule="steps").scaled(1).iterations == 1
-    with pytest.raises(ValueError, match=r"small_until=\(\) and small_size=\(\)"):
-        dataclasses.replace(QUICK, iterations=5000)
     no_small = {"small_until": (), "small_size": ()}
     assert dataclasses.replace(QUICK, iterations=5000, **no_small)
     assert PAPER.scaled(20).milestones == (10, 15)
     assert dataclasses.replace(PAPER, iterations=20, milestones=()).iterations == 20
     for bad in (10.67, 3906.25):
-        with pytest.raises(ValueError, match=f"such as {round(bad)}"):
+        with pytest.raises(ValueError, match="give a whole number"):
             QUICK.scaled(bad)
         assert QUICK.scaled(round(bad)).iterations == round(bad)
-    with pytest.raises(ValueError, match="give a smaller number"):
+    with pytest.raises(ValueError, match="give a whole number below"):
         QUICK.scaled(10**400)
     for steps in ([3, 9], np.array([3, 9]), torch.tensor([3, 9]), range(3, 10, 6)):
         assert dataclasses.replace(PAPER, milestones=steps).milestones == (3, 9)
