@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from resnet_lib.distributed import Ranks
-from resnet_lib.identity import describe, network_digest
+from resnet_lib.identity import data_digest, describe, network_digest
 from resnet_lib.runs import (
     Run,
     describe_environment,
@@ -175,7 +175,7 @@ class RunFolder:
             "network": describe(state.model),
             "network_digest": network_digest(state.model),
             "data": state.data.name,
-            "data_digest": state.data.digest,
+            "data_digest": data_digest(state.data),
             "recipe": dataclasses.asdict(state.recipe),
         }
         about = json.loads(json.dumps(about))  # tuples as lists, as in the file

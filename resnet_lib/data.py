@@ -1,6 +1,5 @@
 """Pictures as tensors: split, normalise, augment, batch. Notebook 04; paper §4.2."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -77,11 +76,9 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", _class_names(self.classes))
         if not isinstance(self.name, str):
-            raise ValueError(
-                f"The name of a data set is {self.name!r}: give text, as in 'pets'."
-            )
+            raise ValueError(f"A data set's name is {self.name!r}: give text.")
         for name, part in (("training", self.train), ("test", self.test)):
-            self._check_part(name, part)
+            self._check_part(f"{self.name}'s {name} set", part)
         train, test = (part.images.shape[1] for part in (self.train, self.test))
         if train != test:
             raise ValueError(
@@ -90,50 +87,25 @@ class Dataset:
             )
 
     def _check_part(self, name: str, part: Images) -> None:
-        if not isinstance(part, Images) and part is not None:
+        if not isinstance(part, Images) or len(part) == 0:
+            empty = "empty" if isinstance(part, Images) else "no Images"
             raise ValueError(
-                f"{self.name}'s {name} set is of type {type(part).__name__}. Give "
-                "Images(images, labels)."
+                f"{name} is {empty}. Give Images(images, labels), 1 or more; after "
+                "order = torch.randperm(len(train)), train[order[1000:]] and "
+                "train[order[:1000]] are two parts of one set."
             )
-        if part is None or len(part) == 0:
-            remedy = "Give it 1 image or more."
-            if name == "test" and len(self.train) > 1:
-                kept = len(self.train) - max(1, len(self.train) // 5)
-                remedy = (
-                    f"Set some aside: order = torch.randperm({len(self.train)}), then "
-                    f"train[order[:{kept}]] to train on and train[order[{kept}:]] to "
-                    "test on."
-                )
-            raise ValueError(f"{self.name} has no {name} images. {remedy}")
         low, high = int(part.labels.min()), int(part.labels.max())
         count = len(self.classes)
-        if low >= 0 and high < count:
-            return
-        remedy = f"Give {high + 1} class names, or number the classes without gaps."
-        if low < 0:
-            remedy = "Leave the others out, as images[images.labels >= 0] does."
-        elif high - low < count:
-            remedy = f"Count them from 0: labels - {low}."
-        raise ValueError(
-            f"{self.name} has {count} classes, so labels run from 0 to {count - 1}; "
-            f"found {low} to {high}. {remedy}"
-        )
-
-    @property
-    def digest(self) -> str:
-        """16 hexadecimal digits that tell this data, as it is now, from other data.
-
-        From the names of the classes, the sizes, every label, and some 150,000 pixels
-        of each part, spread over all images.
-        """
-        digest = hashlib.sha256(repr(list(self.classes)).encode())
-        for part in (self.train, self.test):
-            digest.update(repr(tuple(part.images.shape)).encode())
-            # An odd step, so that the sample is not one column of all pictures.
-            step = part.images.numel() // 150_000 | 1
-            for values in (part.labels, part.images.reshape(-1)[::step]):
-                digest.update(values.contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        if low < 0 or high >= count:
+            remedy = f"Give {high + 1} class names, or number the classes without gaps."
+            if low < 0:
+                remedy = "Leave the others out, as images[images.labels >= 0] does."
+            elif high - low < count:
+                remedy = f"Count them from 0: labels - {low}."
+            raise ValueError(
+                f"{name} has labels from {low} to {high}, and {count} classes are "
+                f"numbered from 0 to {count - 1}. {remedy}"
+            )
 
     @property
     def note(self) -> str:
@@ -201,9 +173,8 @@ class Normalisation:
         channels = images.shape[1]
         # Sums of integers: the same bits on every device and for every number of
         # threads.
-        per_pixel_sum = images.sum(0, dtype=torch.int64).double()
         if per_pixel:
-            mean = per_pixel_sum / len(images)
+            mean = images.sum(0, dtype=torch.int64).double() / len(images)
             ones = torch.ones(channels, 1, 1, device=images.device)
             return cls(mean.float(), ones, black_border)
         counts = torch.stack(
@@ -346,19 +317,12 @@ class Batches:
         seed: int = 0,
         share: slice = slice(None),
     ) -> None:
-        if len(data) == 0:
+        # A batch far above the set would never be full.
+        whole, most = isinstance(batch_size, int), 1_000 * len(data)
+        if not whole or not 1 <= batch_size <= most:
             raise ValueError(
-                "There are no images to draw batches from. Give a training set of 1 "
-                "image or more."
-            )
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f"The batch size is {batch_size!r}: give a whole number, 1 or more."
-            )
-        if batch_size > 1_000 * len(data):
-            raise ValueError(
-                f"A batch of {batch_size} goes over {len(data)} images "
-                f"{batch_size // len(data)} times. Give a batch_size of {len(data)}."
+                f"The batch size is {batch_size!r}, of {len(data)} images: give a "
+                f"whole number from 1 to {most}."
             )
         self.labels = data.labels
         self.batch_size, self.share = batch_size, share

@@ -6,15 +6,16 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "DeviceProfile",
     "GraphedStep",
+    "RecordableSGD",
     "can_record",
     "device_profile",
     "faster_threads",
@@ -218,6 +219,61 @@ class GraphedStep:
         with torch.no_grad():
             for tensor, value in zip(self.state(), kept, strict=True):
                 tensor.copy_(value)
+
+
+class RecordableSGD(torch.optim.SGD):
+    """SGD that a recording can hold, and whose state any machine can load.
+
+    If `recordable`, the rate is a tensor that the fused kernel reads on the device, so
+    that a recorded step takes the rate of the day; and momentum begins as zeros, since
+    a recording of the first step, which has none yet, would begin anew each time.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+        recordable: bool = False,
+    ) -> None:
+        parameters = list(parameters)
+        rate = torch.tensor(lr, device=parameters[0].device) if recordable else lr
+        options = {"weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(
+            parameters, rate, momentum, fused=recordable or None, **options
+        )
+        if recordable and momentum:
+            for parameter in parameters:
+                zeros = torch.zeros_like(parameter)
+                self.state[parameter]["momentum_buffer"] = zeros
+
+    def set_rate(self, lr: float) -> None:
+        (group,) = self.param_groups
+        recordable = isinstance(group["lr"], Tensor)
+        group["lr"] = group["lr"].fill_(lr) if recordable else lr
+
+    def momentum(self) -> dict[nn.Parameter, Tensor]:
+        buffers = {p: state.get("momentum_buffer") for p, state in self.state.items()}
+        return {p: buffer for p, buffer in buffers.items() if buffer is not None}
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group |= {"lr": float(group["lr"]), "fused": None}
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        """Momentum, at the addresses of before; rate and kernel stay as they are."""
+        (group,), before = self.param_groups, self.momentum()
+        ours = {"lr": group["lr"], "fused": group["fused"]}
+        super().load_state_dict(state)
+        self.param_groups[0].update(ours)
+        for parameter, loaded in self.momentum().items():
+            if parameter in before:
+                buffer = before[parameter].copy_(loaded)
+                self.state[parameter]["momentum_buffer"] = buffer
 
 
 def can_record(device: torch.device) -> bool:

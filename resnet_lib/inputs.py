@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "as_pixels", "wrong_images"]
+__all__ = ["as_labels", "as_pixels", "check_type", "wrong_images"]
 
 
 def as_pixels(images: Tensor | np.ndarray) -> Tensor:
@@ -162,3 +162,10 @@ def wrong_images(x: object, channels: int) -> str | None:
             "resnet_lib.data.Normalisation does."
         )
     return None
+
+
+def check_type(name: str, value: object, kind: type, example: str = "") -> None:
+    """TypeError, naming the type and an example, for a value of another kind."""
+    if not isinstance(value, kind):
+        wanted = f"{kind.__module__}.{kind.__qualname__}{example}"
+        raise TypeError(f"The {name} is a {type(value).__name__}: give a {wanted}.")

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_lib.data import Batches, Dataset, Images, Normalisation, shrunk
-from resnet_lib.device import DeviceProfile, GraphedStep, can_record, device_profile
+from resnet_lib.device import (
+    DeviceProfile,
+    GraphedStep,
+    RecordableSGD,
+    can_record,
+    device_profile,
+)
+from resnet_lib.inputs import check_type
 from resnet_lib.recipe import Recipe, image_size_at, learning_rate_at
 from resnet_lib.resnet import evaluating
 
@@ -82,12 +89,6 @@ class Evaluation:
         cells = self.labels * classes + self.predictions
         return torch.bincount(cells, minlength=classes**2).view(classes, classes)
 
-    @property
-    def class_errors(self) -> Tensor:
-        """float64 (classes,): the share of each class's images that is misjudged."""
-        confusion = self.confusion.double()
-        return 1 - confusion.diag() / confusion.sum(1)
-
 
 @torch.no_grad()
 def evaluate(
@@ -102,8 +103,9 @@ def evaluate(
     The model may be on any device; without a `profile` it computes in fp32. Returns
     logits on the CPU. Raises TypeError for what is no `Images` or no `Normalisation`.
     """
-    _check_evaluation(data, normalisation)
-    _check_type("model", model, nn.Module)
+    check_type("model", model, nn.Module)
+    check_type("data", data, Images, ", such as data.test")
+    check_type("normalisation", normalisation, Normalisation, ".of(train.images)")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: give a whole number above 0.")
     if profile is None:
@@ -136,36 +138,16 @@ def _checked(answer: object, count: int) -> Tensor:
     )
 
 
-def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        is_, give = type(value).__name__, f"{kind.__module__}.{kind.__qualname__}"
-        raise TypeError(f"The {name} is of type {is_}: give a {give}.")
-
-
 def check_training(model: nn.Module, data: Dataset, recipe: Recipe) -> None:
     """TypeError or ValueError for what no training can begin with."""
-    _check_type("model", model, nn.Module)
-    _check_type("data", data, Dataset)
-    _check_type("recipe", recipe, Recipe)
+    check_type("model", model, nn.Module)
+    check_type("data", data, Dataset)
+    check_type("recipe", recipe, Recipe)
     kinds = {str(w.dtype) for w in model.parameters() if w.requires_grad}
     if kinds != {"torch.float32"}:
         raise ValueError(
             f"The weights to train are {', '.join(sorted(kinds)) or 'none'}: make them "
             "float32 with model.float(), and thaw them with model.requires_grad_()."
-        )
-
-
-def _check_evaluation(data: Images, normalisation: Normalisation) -> None:
-    if not isinstance(data, Images):
-        part = "its test images, data.test" if isinstance(data, Dataset) else "Images"
-        raise TypeError(
-            f"evaluate judges a set of images at once, not a {type(data).__name__}: "
-            f"give {part}."
-        )
-    if not isinstance(normalisation, Normalisation):
-        raise TypeError(
-            f"evaluate needs the Normalisation of the training images, not a "
-            f"{type(normalisation).__name__}: give Normalisation.of(train.images)."
         )
 
 
@@ -217,7 +199,14 @@ class Training:
         self.steps = 0
         self.graphed = graphed and can_record(where)
         self.graphs: dict[int, GraphedStep] = {}  # one for each image size
-        self._make_optimizer()
+        self.optimizer = RecordableSGD(
+            self.model.parameters(),
+            recipe.lr,
+            recipe.momentum,
+            recipe.weight_decay,
+            recipe.nesterov,
+            recordable=can_record(where),
+        )
         self._check_classes()
 
     @property
@@ -241,64 +230,12 @@ class Training:
                 f"{classes}. Build it with classes={classes}."
             )
 
-    # --- the optimiser ---
-
-    def _make_optimizer(self) -> None:
-        """SGD with the recipe's hyper-parameters.
-
-        Where steps can be recorded the rate is a tensor that the fused kernel reads on
-        the device, so that a recorded step takes the rate of the day; and momentum
-        begins as zeros, since a recording of the first step, which has none yet, would
-        begin anew each time.
-        """
-        recipe, where = self.recipe, self.profile.device
-        recordable = can_record(where)
-        self.rate = torch.tensor(recipe.lr, device=where) if recordable else recipe.lr
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            self.rate,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-            fused=recordable or None,
-        )
-        if recordable and recipe.momentum:
-            for parameter in self.model.parameters():
-                zeros = torch.zeros_like(parameter)
-                self.optimizer.state[parameter]["momentum_buffer"] = zeros
-
-    def _set_rate(self, lr: float) -> None:
-        if isinstance(self.rate, Tensor):
-            self.rate.fill_(lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate if isinstance(self.rate, Tensor) else lr
-
-    def _momentum(self) -> list[Tensor]:
-        states = self.optimizer.state.values()
-        buffers = [state.get("momentum_buffer") for state in states]
-        return [buffer for buffer in buffers if buffer is not None]
-
-    def _load_optimizer(self, state: dict) -> None:
-        """Momentum from a checkpoint, at the addresses of before; what `state` says of
-        the rate and the kernel was true of the machine that wrote it."""
-        kept = {p: s.get("momentum_buffer") for p, s in self.optimizer.state.items()}
-        here = [group["fused"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, fused in zip(self.optimizer.param_groups, here, strict=True):
-            group["fused"] = fused
-        self._set_rate(self.recipe.lr)
-        for parameter, buffer in kept.items():
-            loaded = self.optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None and loaded is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(
-                    loaded
-                )
-
     # --- one update ---
 
     def step(self) -> None:
         """One update on the next batch of the plan; nothing waits for its result."""
-        self._set_rate(learning_rate_at(self.iteration, self.recipe, self.warming_up))
+        lr = learning_rate_at(self.iteration, self.recipe, self.warming_up)
+        self.optimizer.set_rate(lr)
         full = self.data.test.images.shape[-1]
         size = image_size_at(self.iteration, self.recipe, full)
         plan = self.batches.next_plan()  # (B, 4)
@@ -332,16 +269,15 @@ class Training:
 
     def _graph(self, size: int) -> GraphedStep:
         if size not in self.graphs:
-            update = partial(self.update, size=size)
-            self.graphs[size] = GraphedStep(
-                update, self._changing, self.model.zero_grad
-            )
+            step = partial(self.update, size=size)
+            self.graphs[size] = GraphedStep(step, self._changing, self.model.zero_grad)
         return self.graphs[size]
 
     def _changing(self) -> list[Tensor]:
         """Every tensor that an update changes."""
         net = [*self.model.parameters(), *self.model.buffers()]
-        return [*net, *self._momentum(), self.loss_sum, self.wrong]
+        momentum = self.optimizer.momentum().values()
+        return [*net, *momentum, self.loss_sum, self.wrong]
 
     # --- what is measured ---
 
@@ -354,19 +290,15 @@ class Training:
             )
         return loss, self.wrong.item() / (self.steps * self.recipe.batch_size)
 
-    def _empty_window(self) -> None:
-        """Forget the batches seen since the last row of the history."""
-        self.loss_sum.zero_()
-        self.wrong.zero_()
-        self.steps = 0
-
     def add_row(self) -> dict:
         """Close the window: its means, and an evaluation where the recipe wants one."""
         row = dict.fromkeys(COLUMNS, math.nan)
         row["iteration"] = self.iteration
         row["lr"] = learning_rate_at(self.iteration - 1, self.recipe, self.warming_up)
         row["train_loss"], row["train_error"] = self._window()
-        self._empty_window()
+        self.loss_sum.zero_()
+        self.wrong.zero_()
+        self.steps = 0
         if row["train_error"] < self.recipe.warmup_error:
             self.warming_up = False
         if self.iteration % self.recipe.eval_every == 0 or self.at_end:
@@ -386,8 +318,7 @@ class Training:
 
     def check_weights(self) -> None:
         """FloatingPointError if the last update broke them; its loss came before."""
-        weights = self.model.state_dict().values()
-        if not all(value.isfinite().all() for value in weights):
+        if not all(w.isfinite().all() for w in self.model.state_dict().values()):
             raise FloatingPointError(
                 f"The weights are no longer finite at iteration {self.iteration}."
             )
@@ -399,16 +330,13 @@ class Training:
         if self.steps:
             self._window()
         self.check_weights()
-        optimizer = self.optimizer.state_dict()
-        for group in optimizer["param_groups"]:
-            group |= {"lr": float(group["lr"]), "fused": None}  # for any machine
         random = {"random": torch.get_rng_state()}  # for networks with dropout
         if self.profile.device.type == "cuda":
             random["cuda_random"] = torch.cuda.get_rng_state(self.profile.device)
         return {
             "network": str(self.model),
             "model": self.model.state_dict(),
-            "optimizer": optimizer,
+            "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "iteration": self.iteration,
             "warming_up": self.warming_up,
@@ -420,7 +348,7 @@ class Training:
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self._load_optimizer(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
         torch.set_rng_state(state["random"])
         if self.profile.device.type == "cuda" and "cuda_random" in state:
@@ -430,7 +358,7 @@ class Training:
         loss_sum, wrong, self.steps = state["window"]
         self.loss_sum.copy_(loss_sum)
         self.wrong.copy_(wrong)
-        self.graphs.clear()  # recorded before the rate and the kernel were set again
+        self.graphs.clear()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

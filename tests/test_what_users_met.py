@@ -202,7 +202,7 @@ class Answers(nn.Module):
         return self.change(self.net(x))
 
 
-TYPE = "is of type"
+TYPE = "is a"
 BAD_CALLS = [  # arguments of fit, and what is said
     *(({"model": bad}, f"The model {TYPE} str: give a") for bad in ("resnet8",)),
     ({"data": d(24).train}, f"The data {TYPE} Images: give a .*Dataset"),
@@ -229,7 +229,7 @@ BAD_CALLS = [  # arguments of fit, and what is said
     ({"model": Answers(lambda x: x[:, :, None])}, r"of shape \(1, 10, 1\)\. Let"),
     (
         {"recipe": dataclasses.replace(SHORT, batch_size=10**8)},
-        "goes over 24 images .* Give a batch_size of 24",
+        "is 100000000, of 24 images: give a whole number from 1 to 24000",
     ),
 ]
 

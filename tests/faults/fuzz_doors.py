@@ -43,6 +43,7 @@ from torch import nn
 
 from resnet_lib import Batches, Dataset, Images, Normalisation, Recipe, evaluate, fit
 from resnet_lib.datasets import read_picture
+from resnet_lib.identity import data_digest
 from resnet_lib.recipe import image_size_at, learning_rate_at
 from resnet_lib.resnet import ResNet
 from resnet_lib.runs import (
@@ -493,7 +494,7 @@ def test_dataset(folder, name, classes, train, test, per_pixel):
         return
     look_at_images(data.train)
     look_at_images(data.test)
-    assert len(data.digest) == 16 and data.note.startswith("Data: ")
+    assert len(data_digest(data)) == 16 and data.note.startswith("Data: ")
     assert all(isinstance(name, str) for name in (data.name, *data.classes))
     recipe = Recipe(**SHORT, per_pixel_mean=per_pixel)
     try:
