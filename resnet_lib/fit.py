@@ -97,10 +97,8 @@ def fit(
     another network, recipe or data, RuntimeError for a damaged one and for one that
     another process is writing to, OSError for one that cannot be written.
     """
-    for name, value in {
-        "max_minutes": max_minutes,
-        "checkpoint_seconds": checkpoint_seconds,
-    }.items():
+    times = {"max_minutes": max_minutes, "checkpoint_seconds": checkpoint_seconds}
+    for name, value in times.items():
         if not isinstance(value, Real) or not value >= 0:  # NaN is no time either
             raise ValueError(f"{name} is {value!r}: give a number, 0 or more.")
     check_training(model, data, recipe)
@@ -110,9 +108,7 @@ def fit(
         state = DataParallelTraining(model, data, recipe, ranks, device)
     else:
         state = Training(model, data, recipe, device, graphed=graphed)
-    folder = None
-    if run:
-        folder = RunFolder(expanded(run), state, ranks, snapshots)
+    folder = RunFolder(expanded(run), state, ranks, snapshots) if run else None
     progress = progress and ranks.first
     loop = _Loop(state, ranks, folder, 60 * max_minutes, checkpoint_seconds, on_row)
     try:
@@ -120,8 +116,17 @@ def fit(
             if folder and folder.open():
                 return Fit("finished", state.iteration, state.rows)
             status = loop.run(progress)
-    except (FloatingPointError, ValueError) as error:
-        raise _with_remedy(error, state, folder) from None
+    except FloatingPointError as error:
+        kept = f" {folder.kept()}" if folder else ""
+        raise FloatingPointError(f"{error}{kept} {_smaller(state)}.") from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "Batch norm measures each channel over a batch, and a batch of "
+            f"{recipe.batch_size} leaves it a single value where the maps are 1 pixel "
+            "wide. Take a batch_size of 2 or more, or larger images."
+        ) from None
     finally:
         if folder:
             folder.release()
@@ -166,32 +171,19 @@ def _choose_threads(state: Training, say: bool) -> int:
     number decides in which order sums are rounded."""
     with torch.random.fork_rng(devices=[]):
         trial = Training(copy.deepcopy(state.model), state.data, state.recipe, "cpu")
-        seconds = faster_threads(trial.step)
-    (best, least), *others = seconds.items()
-    if say and others:
-        ((other, more),) = others
+        (best, least), (other, more) = faster_threads(trial.step).items()
+    if say:
         print(f"Threads: {best} ({least:.2g} s an update; {other}: {more:.2g} s).")
     return best
 
 
-def _with_remedy(
-    error: Exception, state: Training, folder: RunFolder | None
-) -> Exception:
-    """The same error, saying what to do about it where that is known."""
-    if isinstance(error, ValueError):
-        if "more than 1 value per channel" not in str(error):
-            return error
-        return ValueError(
-            "Batch norm measures each channel over a batch, and a batch of "
-            f"{state.recipe.batch_size} leaves it a single value where the maps are 1 "
-            "pixel wide. Take a batch_size of 2 or more, or larger images."
-        )
-    kept = f" {folder.kept()}" if folder else ""
+def _smaller(state: Training) -> str:
+    """What to do about a loss or weights that are no longer finite."""
     field = "weight_decay" if state.recipe.weight_decay > 1 else "lr"
     remedy = f"Lower the recipe's {field}"
     if state.profile.precision == "bf16":
         remedy += ", or set precision='fp32' to see whether bf16 is the cause"
-    return FloatingPointError(f"{error}{kept} {remedy}.")
+    return remedy
 
 
 @dataclass
@@ -208,8 +200,8 @@ class _Loop:
     def run(self, progress: bool) -> str:
         """Train to the end, or to a reason to stop; returns the status."""
         state, folder = self.state, self.folder
-        before = state.seconds
         start = saved = time.monotonic()
+        self.begun = start - state.seconds  # had it trained in one sitting
         bar = progress_bar(
             desc=network_name(state.model),
             total=state.recipe.iterations,
@@ -223,15 +215,18 @@ class _Loop:
         with bar, stop_requests() as requests:
             while not state.at_end:
                 state.step()
-                self._show(bar)
+                bar.update()
+                # Reading the loss makes a GPU wait; without a bar nobody would see it.
+                if not bar.disable and state.iteration % 20 == 0:
+                    bar.set_postfix_str(state.progress(), refresh=False)
                 if state.row_due:
-                    self._row(lambda: before + time.monotonic() - start)
+                    self._row()
                 if folder:
                     folder.snapshot()
                 if state.at_end:
                     break
                 now = time.monotonic()
-                state.seconds = before + now - start
+                state.seconds = now - self.begun
                 # A signal or a clock is one rank's; all have to act on it together.
                 interrupted, late, due = self.ranks.any_rank(
                     bool(requests),
@@ -247,16 +242,10 @@ class _Loop:
             folder.close()
         return "finished"
 
-    def _show(self, bar) -> None:
-        bar.update()
-        # Reading the loss makes a GPU wait; without a bar nobody would see it.
-        if not bar.disable and self.state.iteration % 20 == 0:
-            bar.set_postfix_str(self.state.progress(), refresh=False)
-
-    def _row(self, seconds: Callable[[], float]) -> None:
+    def _row(self) -> None:
         state = self.state
         row = state.add_row()
-        state.seconds = seconds()
+        state.seconds = time.monotonic() - self.begun
         row["seconds"] = round(state.seconds, 2)
         # The on_row of a reader may look at, or change, the network.
         if self.on_row and self.ranks.first:
@@ -273,12 +262,11 @@ def expected_minutes(
     recipe: Recipe,
     device: str | None = None,
     steps: int = 10,
-    seconds: float = 3,
 ) -> float:
     """How long `fit` will take from its start, at the present speed of this machine.
 
     Times the real step on a copy, after three that warm up: `steps` updates, or as many
-    as fit into `seconds` with the warm-up, one at least.
+    as fit into three seconds with the warm-up, one at least.
     """
     check_training(model, data, recipe)
     full = dataclasses.replace(recipe, small_until=(), small_size=())
@@ -286,7 +274,7 @@ def expected_minutes(
     with torch.random.fork_rng(devices=[]):
         trial = Training(copy.deepcopy(model), data, full, device)
         with computing(trial, None, say=False):
-            update = _seconds_per_step(trial, steps, begun + seconds)
+            update = _seconds_per_step(trial, steps, begun + 3)
     judged = sum(len(images) for images in trial.eval_sets.values())
     looks = math.ceil(recipe.iterations / recipe.eval_every)
     # A look at an image is a forward pass, a third of an update's work.
@@ -299,17 +287,13 @@ def expected_minutes(
 
 
 def _seconds_per_step(trial: Training, steps: int, until: float) -> float:
-    for _ in range(3):  # libraries are loaded, kernels chosen, a graph recorded
-        trial.step()
+    # First three: libraries are loaded, kernels chosen, a graph recorded.
+    for count in (3, steps):
+        start, done = time.perf_counter(), 0
+        while done < count and (done == 0 or time.perf_counter() <= until):
+            trial.step()
+            done += 1
         trial.loss_sum.item()  # a GPU answers when it has done its work
-        if time.perf_counter() > until:
-            break
-    start = time.perf_counter()
-    for done in range(1, steps + 1):
-        trial.step()
-        if done == steps or time.perf_counter() > until:
-            break
-    trial.loss_sum.item()
     return (time.perf_counter() - start) / done
 
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import subprocess
 import time
@@ -30,12 +29,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "MAY_DIFFER",
     "Run",
+    "describe_environment",
+    "halved",
     "histories",
+    "history_text",
     "load_run",
+    "load_weights",
     "longest_study",
+    "read_about",
+    "read_history",
+    "read_json",
     "recorded_runs",
     "runs_table",
+    "write_atomically",
+    "write_json",
 ]
 
 PARTS = ("train", "validation", "test")
@@ -116,29 +125,46 @@ def _commit() -> str:
 
 def _tree(folder: Path) -> bytes:
     """The SHA-1 that git gives a folder of plain files."""
-    entries = []
-    for path in folder.iterdir():
-        if path.is_dir() and path.name != "__pycache__":
-            entries.append((path.name + "/", b"40000", _tree(path)))
-        elif path.is_file():
-            content = path.read_bytes()
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).digest()
-            entries.append((path.name, b"100644", blob))
-    lines = [
-        mode + b" " + name.rstrip("/").encode() + b"\0" + digest
-        for name, mode, digest in sorted(entries)  # git sorts folders with a slash
-    ]
-    content = b"".join(lines)
-    return hashlib.sha1(b"tree %d\0" % len(content) + content).digest()
+    content = b""
+    paths = [path for path in folder.iterdir() if path.name != "__pycache__"]
+    for path in sorted(paths, key=lambda path: path.name + "/" * path.is_dir()):
+        if path.is_dir():
+            mode, digest = b"40000", _tree(path)
+        else:
+            mode, digest = b"100644", _git_sha1(b"blob", path.read_bytes())
+        content += mode + b" " + path.name.encode() + b"\0" + digest
+    return _git_sha1(b"tree", content)
+
+
+def _git_sha1(kind: bytes, content: bytes) -> bytes:
+    return hashlib.sha1(b"%b %d\0" % (kind, len(content)) + content).digest()
 
 
 # --- reading --------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """RuntimeError, with the remedy, for what a damaged file leads to."""
+    expected = (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
+    try:
+        yield
+    except expected as error:
+        raise RuntimeError(
+            f"{path} is damaged ({error}). Restore it, or choose another folder."
+        ) from error
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote; RuntimeError if it is damaged."""
+    with _undamaged(path):
+        return {} | json.loads(path.read_bytes())
+
+
 def read_about(folder: Path) -> dict:
     """A run folder's recipe.json: the model, the data and the recipe."""
     path = folder / "recipe.json"
-    about = read_json(path, "model", "data", "recipe")
+    about = read_json(path)
     with _undamaged(path):
         recipe = OLDER | about["recipe"]
         if isinstance(recipe["small_until"], int):  # there was one small size at most
@@ -146,65 +172,36 @@ def read_about(folder: Path) -> dict:
             for name in ("small_until", "small_size"):
                 recipe[name] = [recipe[name]] if some else []
         Recipe(**{name: recipe[name] for name in FIELDS})
-        _check_network(about.get("network"))
+        if about.get("network") is not None:
+            _check_network(about["network"])
         if not all(isinstance(about[key], str) for key in ("model", "data")):
             raise TypeError("the model or the data has no name")
     return about | {"recipe": recipe}
 
 
-def _check_network(network: dict | None) -> None:
+def _check_network(network: dict) -> None:
     """Raise ValueError, TypeError or KeyError for what `describe` did not write."""
-    if network is not None:
-        if network["class"] != "ResNet":
-            raise ValueError(f"class {network['class']!r}")
-        check_stages(network["widths"], network["depths"])
-        check_stages([network["classes"]], [network["in_channels"]])  # 1 or more
-        if network["shortcut"] not in (None, "A", "B", "C"):
-            raise ValueError(f"shortcut {network['shortcut']!r}")
-
-
-def read_json(path: Path, *keys: str) -> dict:
-    """What `write_json` wrote; RuntimeError if it is damaged or one of `keys` lacks."""
-    with _undamaged(path):
-        content = json.loads(path.read_bytes())
-        return content | {key: content[key] for key in keys}
-
-
-@contextlib.contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    """RuntimeError, with the remedy, for what a damaged file leads to."""
-    try:
-        yield
-    except (
-        OSError,
-        OverflowError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ) as error:
-        raise RuntimeError(
-            f"{path} is damaged ({error}). Restore it, or choose another folder."
-        ) from error
+    check_stages(network["widths"], network["depths"])
+    check_stages([network["classes"]], [network["in_channels"]])  # 1 or more
+    if network["class"] != "ResNet" or network["shortcut"] not in (None, "A", "B", "C"):
+        raise ValueError(f"its network is {network}")
 
 
 def read_history(path: Path) -> list[dict]:
     """The rows of a history.csv; what was not measured is NaN.
 
-    A kill may leave half a line, so the last one needs its end. Raises ValueError for a
-    damaged file.
+    A kill may leave half a line, so the last one needs its end. Raises RuntimeError for
+    a damaged file.
     """
-    text = path.read_text()
-    if "\n" not in text:
-        raise ValueError("it has no whole line")
-    header, *lines = text[: text.rindex("\n")].split("\n")
-    if header != ",".join(COLUMNS):
-        raise ValueError(f"its first line is {header!r}")
     rows = []
-    for line in lines:
-        cells = [float(cell or "nan") for cell in line.split(",")]
-        row = dict(zip(COLUMNS, cells, strict=True))
-        rows.append({**row, "iteration": int(row["iteration"])})
+    with _undamaged(path):
+        header, *lines = path.read_text().rpartition("\n")[0].split("\n")
+        if header != ",".join(COLUMNS):
+            raise ValueError(f"its first line is {header!r}")
+        for line in lines:
+            cells = [float(cell or "nan") for cell in line.split(",")]
+            row = dict(zip(COLUMNS, cells, strict=True))
+            rows.append({**row, "iteration": int(row["iteration"])})
     return rows
 
 
@@ -214,15 +211,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     content = path.read_bytes()
     try:
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() or not zipfile.is_zipfile(path):
-            raise RuntimeError(_damaged(path)) from error
-        raise RuntimeError(
-            f"{path} holds Python objects, such as a whole model, and no plain "
-            "state_dict. Load it where it was made, and save its state_dict() instead."
-        ) from error
     except Exception as error:  # torch.load raises whatever a damaged byte leads to
-        raise RuntimeError(_damaged(path)) from error
+        told = "is damaged. Restore it, or train the run anew in another folder."
+        if "weights_only" in str(error).lower() and zipfile.is_zipfile(path):
+            told = (
+                "holds Python objects, such as a whole model, and no plain state_dict. "
+                "Load it where it was made, and save its state_dict() instead."
+            )
+        raise RuntimeError(f"{path} {told}") from error
     tensors = isinstance(weights, dict) and all(
         isinstance(value, Tensor) for value in weights.values()
     )
@@ -232,10 +228,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             "model.state_dict() there."
         )
     return weights
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged. Restore it, or train the run anew in another folder."
 
 
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -291,14 +283,11 @@ class Run:
         end = self.recipe["iterations"]
         try:
             rows = read_history(self.folder / "history.csv")
-            return bool(rows) and rows[-1]["iteration"] == end
-        except (OSError, ValueError, OverflowError) as error:
-            if not (self.folder / "weights.pt").exists():
-                return False  # just begun, or the checkpoint holds the rows too
-            raise RuntimeError(
-                f"{self.folder / 'history.csv'} is damaged ({error}). Restore it, or "
-                "choose another folder."
-            ) from error
+        except RuntimeError:
+            if (self.folder / "weights.pt").exists():
+                raise
+            return False  # just begun, or the checkpoint holds the rows too
+        return bool(rows) and rows[-1]["iteration"] == end
 
     @property
     def final(self) -> "pd.Series":
@@ -352,18 +341,16 @@ class Run:
         are damaged or of another network.
         """
         path = self.folder / "weights.pt"
+        lacks = (
+            "keeps no weights, only its history. Train it anew with `python -m "
+            "resnet_lib.train`, or choose a run that has them."
+        )
         if iteration is not None:
             path = self.folder / "snapshots" / f"iteration-{iteration:06d}.pt"
-            if not path.exists():
-                raise ValueError(
-                    f"{self.name} has no weights of iteration {iteration}: choose from "
-                    f"{self.snapshots}."
-                )
+            choice = f"choose from {self.snapshots}"
+            lacks = f"has no weights of iteration {iteration}: {choice}."
         if not path.exists():
-            raise ValueError(
-                f"{self.name} keeps no weights, only its history. Train it anew with "
-                "`python -m resnet_lib.train`, or choose a run that has them."
-            )
+            raise ValueError(f"{self.name} {lacks}")
         if self.network is None:
             raise ValueError(
                 f"{self.name} trained a network, {self.about['model']}, that is not "
@@ -428,20 +415,20 @@ def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
         # 18 layers are of another family.
         if family and run.layers % 6 == 2 and not run.extra_warmup:
             groups[json.dumps([run.about["data"], same])].append(run)
-    studies = []
-    for group in groups.values():
+    by_length = sorted(
+        groups.values(), key=lambda group: -group[0].recipe["iterations"]
+    )
+    for group in by_length:
         nets = {(run.net, run.layers) for run in group}
         twins = {n for _, n in nets if nets >= {("plain", n), ("residual", n)}}
         if len(twins) >= 2:
-            studies.append([run for run in group if run.layers in twins])
-    if not studies:
-        raise ValueError(
-            "No two depths are recorded with a plain and a residual net each. Run "
-            "`make reproduce`."
-        )
-    longest = max(studies, key=lambda study: study[0].recipe["iterations"])
-    longest.sort(key=lambda run: (run.layers, run.net, run.recipe["seed"]))
-    return {run.name: run for run in longest}
+            study = [run for run in group if run.layers in twins]
+            study.sort(key=lambda run: (run.layers, run.net, run.recipe["seed"]))
+            return {run.name: run for run in study}
+    raise ValueError(
+        "No two depths are recorded with a plain and a residual net each. Run `make "
+        "reproduce`."
+    )
 
 
 def histories(runs: Mapping[str, Run]) -> "pd.DataFrame":
