@@ -49,6 +49,7 @@ KEPT = ROOT / ".mutants"
 CORE = ("basic_block", "resnet", "identity", "data", "recipe", "training")
 CORE += ("fit", "runs")
 FILES = ("recipe_by_hand", "blocks", "data", "engine", "training", "runs")
+FILES += ("what_users_met", "doors")
 FILES = [f"tests/test_{name}.py" for name in FILES]
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib.pyplot", "sklearn.datasets")
 LONGEST, IN_ALL = 5, 20  # CPU seconds of a test, and of all the tests of a mutant

@@ -1,0 +1,38 @@
+"""Check of notebook 08, what we reproduced."""
+
+from collections.abc import Callable, Sequence
+
+from checks.base import Hint, check, row, tell
+
+
+@check
+def check_stream(measure: Callable[[], Sequence[float]]) -> str:
+    """Judge `measure()`: the variance of a fresh stream behind each of nine blocks.
+
+    Weights are random, so growth is judged by its size, not by its digits: a branch
+    adds a variance of about 1 in the order of 2016, and of about a half in that of
+    2015, whose ReLU then takes a part away.
+    """
+    found = row(measure(), "return the nine variances in a list, not {}.")
+    if len(found) != 9:
+        raise Hint(f"stage 1 of resnet56 has nine blocks, and here are {len(found)}.")
+    first, last = found[0].item(), found[-1].item()
+    told = f"from {first:.2f} to {last:.2f}"
+    tell(
+        {
+            f"{told}: a variance is above 0.": not found.min() > 0,
+            f"{told}: it grows, so is the first block first?": last < first,
+            f"{told}: in evaluation mode BN uses the statistics of a net that has seen "
+            "nothing, 0 and 1. Call net.train() first.": last > first + 14,
+            f"{told}: are these standard deviations? Take the square, or .var().": last
+            < first + 2.5,
+            f"{told}: this stream has a ReLU in it. Is the net in the order of "
+            "2016?": last < first + 5.5,
+        }
+    )
+    step = (last - first) / 8
+    return (
+        f"Right: {told}, about {step:.1f} more with every block. BN reads a loud "
+        "stream as it reads a quiet one, so each branch adds the same: the more there "
+        "is, the smaller its share."
+    )
