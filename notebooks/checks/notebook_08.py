@@ -9,9 +9,9 @@ from checks.base import Hint, check, row, tell
 def check_stream(measure: Callable[[], Sequence[float]]) -> str:
     """Judge `measure()`: the variance of a fresh stream behind each of nine blocks.
 
-    Weights are random, so growth is judged by its size, not by its digits: a branch
-    adds a variance of about 1 in the order of 2016, and of about a half in that of
-    2015, whose ReLU then takes a part away.
+    Weights are random, so the growth is judged by its size, not by its digits: over 12
+    seeds the last variance is 2.2 to 5.9 times the first in training mode, and 14 times
+    or more in evaluation mode. A ReLU in the stream leaves 0.8 behind the first block.
     """
     found = row(measure(), "return the nine variances in a list, not {}.")
     if len(found) != 9:
@@ -23,11 +23,11 @@ def check_stream(measure: Callable[[], Sequence[float]]) -> str:
             f"{told}: a variance is above 0.": not found.min() > 0,
             f"{told}: it grows, so is the first block first?": last < first,
             f"{told}: in evaluation mode BN uses the statistics of a net that has seen "
-            "nothing, 0 and 1. Call net.train() first.": last > first + 14,
-            f"{told}: are these standard deviations? Take the square, or .var().": last
-            < first + 2.5,
+            "nothing, 0 and 1. Call net.train() first.": last > 9 * first,
             f"{told}: this stream has a ReLU in it. Is the net in the order of "
-            "2016?": last < first + 5.5,
+            "2016?": first < 1.1,
+            f"{told}: are these standard deviations? Take the square, or .var().": last
+            < 6,
         }
     )
     step = (last - first) / 8
