@@ -13,6 +13,18 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 
 @pytest.fixture
+def refused():
+    """Demand that a call is refused in these words (a pattern), in one line."""
+
+    def run(words, call, *given, error=ValueError, **more) -> None:
+        with pytest.raises(error, match=words) as refusal:
+            call(*given, **more)
+        assert "\n" not in str(refusal.value)
+
+    return run
+
+
+@pytest.fixture
 def says(capsys):
     """Run a check of `checks`; returns its verdict and its one line."""
 

@@ -69,13 +69,6 @@ def train(data, run=None, net=None, recipe=R, **options):
     return fit(net, data, recipe, run, device="cpu", progress=False, **options)
 
 
-def refused(words, call, *given, error=ValueError, **more):
-    """The call is refused in these words, in one line."""
-    with pytest.raises(error, match=words) as refusal:
-        call(*given, **more)
-    assert "\n" not in str(refusal.value)
-
-
 # --- a run knows its data -------------------------------------------------------------
 
 
@@ -92,7 +85,7 @@ OTHER_DATA = [
 
 
 @pytest.mark.parametrize("minutes", [1e-9, 60], ids=["cut short", "finished"])
-def test_a_run_refuses_other_data_of_the_same_name(tmp_path, minutes):
+def test_a_run_refuses_other_data_of_the_same_name(tmp_path, minutes, refused):
     ours = d(40)
     train(ours, tmp_path, max_minutes=minutes)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -139,12 +132,12 @@ BAD_RECIPES = {  # what is said, and the changes of the paper's that it is said 
 
 
 @pytest.mark.parametrize("told", BAD_RECIPES)
-def test_a_recipe_that_no_training_could_follow_is_refused(told):
+def test_a_recipe_that_no_training_could_follow_is_refused(told, refused):
     for change in BAD_RECIPES[told]:
         refused(rf"^Recipe\.{told}", replace, PAPER, **change)
 
 
-def test_the_remedies_for_a_recipe_work():
+def test_the_remedies_for_a_recipe_work(refused):
     assert replace(PAPER, schedule="triangular", milestones=(12_800,))
     assert replace(PAPER, iterations=20, milestones=()).iterations == 20
     assert PAPER.scaled(20).milestones == (10, 15)
@@ -168,7 +161,7 @@ def test_the_remedies_for_a_recipe_work():
     assert (type(ours.iterations), ours.lr) == (int, 0.5)
 
 
-def test_the_field_that_breaks_the_loss_is_named():
+def test_the_field_that_breaks_the_loss_is_named(refused):
     for field in ("lr", "weight_decay"):
         recipe = replace(R, precision="fp32", log_every=1, **{field: 1e30})
         told = f"Lower the recipe's {field}\\."
@@ -222,7 +215,7 @@ BAD_CALLS = [  # arguments of fit, and what is said
 REFUSALS = (TypeError, ValueError)
 
 
-def test_a_call_that_cannot_be_is_refused(tmp_path, monkeypatch):
+def test_a_call_that_cannot_be_is_refused(tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     call = {"model": small_net(), "data": d(24), "recipe": SHORT, "device": "cpu"}
     for change, told in BAD_CALLS:
@@ -230,7 +223,7 @@ def test_a_call_that_cannot_be_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_judge_cannot_judge():
+def test_what_a_judge_cannot_judge(refused):
     test, norm = d(24).test, Normalisation.of(d(24).train.images)
     for net, told in (
         ("net", f"The model {TYPE} str"),
@@ -242,7 +235,7 @@ def test_what_a_judge_cannot_judge():
         refused(told, evaluate, small_net(), test, norm, batch_size=size)
 
 
-def test_a_long_recipe_is_estimated_at_once():
+def test_a_long_recipe_is_estimated_at_once(refused):
     recipe = replace(SHORT, iterations=10**12)
     assert expected_minutes(small_net(), d(24), recipe, "cpu", steps=1) > 10**6
     told = f"The recipe {TYPE} str"
@@ -297,7 +290,7 @@ NOT_REBUILT = {
 }
 
 
-def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path):
+def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path, refused):
     hundred = replace(d(24), classes=tuple(map(str, range(100))))
     for name, build in (REBUILT | NOT_REBUILT).items():
         net = build()
@@ -357,7 +350,7 @@ OTHER_NETS = {  # pairs that no name, size or description tells apart
 
 @pytest.mark.parametrize("minutes", [1e-9, 60], ids=["cut short", "finished"])
 @pytest.mark.parametrize("name", OTHER_NETS)
-def test_a_run_refuses_another_network(tmp_path, name, minutes):
+def test_a_run_refuses_another_network(tmp_path, name, minutes, refused):
     ours, theirs = OTHER_NETS[name]
     train(d(24), tmp_path, ours(), SHORT, max_minutes=minutes)
     told = r"another network.*Choose another folder"
@@ -367,7 +360,7 @@ def test_a_run_refuses_another_network(tmp_path, name, minutes):
 
 
 @pytest.mark.parametrize("file", ["weights.pt", "history.csv", "checkpoint.pt"])
-def test_a_folder_of_another_program_is_left_alone(tmp_path, file):
+def test_a_folder_of_another_program_is_left_alone(tmp_path, file, refused):
     (tmp_path / file).write_text("theirs")
     told = f"holds {file} and no recipe.json"
     refused(told, train, d(24), tmp_path, recipe=SHORT, error=RuntimeError)
@@ -412,7 +405,7 @@ BAD_RECORDS = {  # changes of what recipe.json holds
 
 
 @pytest.mark.parametrize("damage", [*BAD_HISTORIES, *BAD_ROWS, *BAD_RECORDS], ids=repr)
-def test_one_damaged_record_breaks_nothing_else(run, tmp_path, damage):
+def test_one_damaged_record_breaks_nothing_else(run, tmp_path, damage, refused):
     shutil.copytree(run, tmp_path / "good")
     file = run / ("recipe.json" if damage in BAD_RECORDS else "history.csv")
     whole = file.read_text()
@@ -432,7 +425,7 @@ def test_one_damaged_record_breaks_nothing_else(run, tmp_path, damage):
     assert again.model() and again.final["iteration"] == R.iterations
 
 
-def test_weights_of_another_network_are_named(run, tmp_path):
+def test_weights_of_another_network_are_named(run, tmp_path, refused):
     whole = (run / "weights.pt").read_bytes()
     for weights in ({}, small_net(classes=7).state_dict(), {"a": torch.ones(1)}):
         torch.save(weights, run / "weights.pt")
@@ -442,7 +435,7 @@ def test_weights_of_another_network_are_named(run, tmp_path):
     assert load_run("run", str(tmp_path)).model()
 
 
-def test_what_is_told_of_a_run_without_its_files_works(run, tmp_path):
+def test_what_is_told_of_a_run_without_its_files_works(run, tmp_path, refused):
     def told(words):
         refused(words, train, d(24), run, error=RuntimeError)
 
@@ -464,7 +457,7 @@ def test_what_is_told_of_a_run_without_its_files_works(run, tmp_path):
         refused(told, load_run, name, tmp_path, error=KeyError)
 
 
-def test_finished_means_one_thing(run):
+def test_finished_means_one_thing(run, refused):
     """Its last row, which is written after the weights."""
     history = run / "history.csv"
     assert Run(run).finished
@@ -477,7 +470,7 @@ def test_finished_means_one_thing(run):
     refused(told, train, d(24), run, error=RuntimeError)
 
 
-def test_what_is_no_state_dict_is_not_called_damaged(tmp_path):
+def test_what_is_no_state_dict_is_not_called_damaged(tmp_path, refused):
     file = tmp_path / "w.pt"
     for told, value in {
         "holds Python objects, such as a whole model": small_net(),
@@ -535,7 +528,7 @@ def test_two_threads_of_one_process_keep_each_other_out(tmp_path):
 # --- paths ----------------------------------------------------------------------------
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, refused):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert train(d(24), "~/my runs/first").finished
