@@ -38,6 +38,18 @@ def says(capsys):
 
 
 @pytest.fixture
+def hint(says):
+    """Run a check that should refuse the answer; returns its line."""
+
+    def run(check, *answer) -> str:
+        verdict, line = says(check, *answer)
+        assert not verdict, line
+        return line
+
+    return run
+
+
+@pytest.fixture
 def told_apart(says):
     """Demand that a check catches every wrong answer, each by a hint of its own.
 
