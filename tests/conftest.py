@@ -13,6 +13,18 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 
 @pytest.fixture
+def refused():
+    """Demand that a call is refused in these words (a pattern), in one line."""
+
+    def run(words, call, *given, error=ValueError, **more) -> None:
+        with pytest.raises(error, match=words) as refusal:
+            call(*given, **more)
+        assert "\n" not in str(refusal.value)
+
+    return run
+
+
+@pytest.fixture
 def says(capsys):
     """Run a check of `checks`; returns its verdict and its one line."""
 
@@ -21,6 +33,18 @@ def says(capsys):
         line = capsys.readouterr().out
         assert line.count("\n") == 1, f"a check prints one line, not {line!r}"
         return verdict, line.strip()
+
+    return run
+
+
+@pytest.fixture
+def hint(says):
+    """Run a check that should refuse the answer; returns its line."""
+
+    def run(check, *answer) -> str:
+        verdict, line = says(check, *answer)
+        assert not verdict, line
+        return line
 
     return run
 

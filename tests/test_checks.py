@@ -1,27 +1,26 @@
-"""What holds for every check: the form of an answer does not decide, nothing leaks."""
+"""The checks of 01 to 06 and A2, whose answers stand in answers_*.py.
+
+Every wrong answer has a message of its own. The form of an answer does not decide, and
+nothing leaks.
+"""
 
 import ast
 import pathlib
 
+import answers_01
+import answers_02
+import answers_03
+import answers_05
+import answers_06
+import answers_A2
 import checks
 import numpy as np
 import pytest
-import test_checks_01
-import test_checks_02
-import test_checks_03
-import test_checks_05
-import test_checks_06
-import test_checks_A2
 import torch
 from checks import base
 from torch import Tensor, nn
 
-import resnet_lib
-
-NOTEBOOKS = (
-    *(test_checks_01, test_checks_02, test_checks_03),
-    *(test_checks_05, test_checks_06, test_checks_A2),
-)
+NOTEBOOKS = (answers_01, answers_02, answers_03, answers_05, answers_06, answers_A2)
 EXERCISES = [exercise for notebook in NOTEBOOKS for exercise in notebook.EXERCISES]
 # Answers that are numbers; the others are networks, sentences, recipes.
 NUMBERS = {
@@ -29,9 +28,33 @@ NUMBERS = {
     *(checks.check_parameter_count, checks.check_receptive_field),
     *(checks.check_branch_ratio, checks.check_average, checks.check_activation),
 }
-every_exercise = pytest.mark.parametrize(
-    ("check", "wrong", "right"), EXERCISES, ids=lambda it: getattr(it, "__name__", "")
-)
+
+
+def every(exercises):
+    names = [exercise[0].__name__ for exercise in exercises]
+    return pytest.mark.parametrize(("check", "wrong", "right"), exercises, ids=names)
+
+
+every_exercise = every(EXERCISES)
+
+
+@every_exercise
+def test_answers_are_told_apart(told_apart, check, wrong, right):
+    told_apart(check, wrong, *right)
+
+
+def test_a_bottleneck_is_told_what_it_saves(says):
+    for answer in answers_02.RIGHT_BOTTLENECKS:
+        _, line = says(checks.check_bottleneck, answer)
+        assert "70,400" in line and "1,180,672" in line
+
+
+def test_the_formula_meets_the_networks():
+    for depth in (8, 20, 56):
+        assert answers_03.count(depth) == answers_03.built(depth)
+
+
+# --- the form of an answer ------------------------------------------------------------
 
 
 def is_number(value) -> bool:
@@ -55,9 +78,8 @@ def float64(value):
 
 
 def numpy(value):
-    return (
-        value.detach().numpy().copy() if isinstance(value, Tensor) else np.array(value)
-    )
+    is_tensor = isinstance(value, Tensor)
+    return value.detach().numpy().copy() if is_tensor else np.array(value)
 
 
 def torch_0d(value):
@@ -66,31 +88,26 @@ def torch_0d(value):
     return value if isinstance(value, Tensor) else torch.tensor(value).double()
 
 
-@pytest.mark.parametrize("coat", [float64, numpy, torch_0d])
-@every_exercise
+def listed(value):
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+@pytest.mark.parametrize("coat", [float64, numpy, torch_0d, listed])
+@every([exercise for exercise in EXERCISES if exercise[0] in NUMBERS])
 def test_numbers_say_the_same_in_every_form(says, check, wrong, right, coat):
-    if check not in NUMBERS:
-        return
+    def in_form(answer):
+        return says(check, lambda *given: dressed(answer(*given), coat))
+
     for answer in right:
-        verdict, line = says(check, lambda *given, f=answer: dressed(f(*given), coat))
-        assert verdict, (coat, line)
+        verdict, line = in_form(answer)
+        assert verdict, line
     needs_form = ("carries a gradient", "you return [")  # a tensor, a list
     for words, answers in wrong.items():
+        if coat is listed or words in needs_form:
+            continue
         for answer in answers if isinstance(answers, list) else [answers]:
-            verdict, line = says(
-                check, lambda *given, f=answer: dressed(f(*given), coat)
-            )
-            assert words in needs_form or (not verdict and words in line), line
-
-
-@every_exercise
-def test_lists_are_as_good_as_tensors(says, check, wrong, right):
-    def listed(value):
-        return value.tolist() if isinstance(value, Tensor) else value
-
-    if check in NUMBERS:
-        verdict, line = says(check, lambda *given: dressed(right[0](*given), listed))
-        assert verdict, line
+            verdict, line = in_form(answer)
+            assert not verdict and words in line, line
 
 
 @every_exercise
@@ -120,88 +137,71 @@ def test_random_numbers_and_unsolved_exercises(says, check, wrong, right):
     assert not verdict and line.startswith("○ Not yet: replace `raise NotImpl")
 
 
-def test_an_error_of_that_name_that_is_not_the_readers(says):
+# --- errors, and what is no answer ----------------------------------------------------
+
+
+def test_an_error_of_that_name_that_is_not_the_readers(hint):
     class Misspelt(nn.Module):
         def foward(self, x):
             return x
 
     judge = base.check(lambda answer: answer()(torch.ones(2)))
-    verdict, line = says(judge, Misspelt)
-    assert not verdict and "your class has no method forward." in line
-    verdict, line = says(judge, lambda: lambda x: torch.eq(x.to_sparse(), x))
-    assert not verdict and line.startswith("✗ Your code stopped with NotImplementedE")
-    verdict, line = says(judge, lambda: nn.Sequential(nn.Identity(), Misspelt()))
-    assert not verdict and "has no method forward" in line
+    assert "your class has no method forward." in hint(judge, Misspelt)
+    line = hint(judge, lambda: lambda x: torch.eq(x.to_sparse(), x))
+    assert line.startswith("✗ Your code stopped with NotImplementedE")
+    line = hint(judge, lambda: nn.Sequential(nn.Identity(), Misspelt()))
+    assert "has no method forward" in line
 
 
-def test_an_error_says_whose_it_is(says):
+def test_an_error_says_whose_it_is(hint):
     def mine(jacobians):
         return jacobians[0] @ torch.ones(7)
 
-    verdict, line = says(checks.check_stack_jacobian, mine)
-    assert not verdict and line.startswith("✗ Your code stopped with RuntimeError: ")
+    line = hint(checks.check_stack_jacobian, mine)
+    assert line.startswith("✗ Your code stopped with RuntimeError: ")
     for library in (sum, int, nn.Identity(), nn.Conv2d):  # without a line of mine
-        _, line = says(checks.check_activation, library)
+        line = hint(checks.check_activation, library)
         assert line.startswith("✗ Your code stopped with TypeError: ")
     judge = {}
     code = compile("def judge(answer): answer(); return 1 / 0", base.__file__, "exec")
     exec(code, judge)
-    verdict, line = says(base.check(judge["judge"]), lambda: 1)
-    assert not verdict
+    line = hint(base.check(judge["judge"]), lambda: 1)
     assert "check of your answer stopped with ZeroDivisionError: " in line
     unclear = np.array(["neither", "overfitting"])
-    verdict, line = says(checks.check_diagnosis, lambda shallow, deep: unclear)
-    assert not verdict and "return one of degradation, " in line
+    line = hint(checks.check_diagnosis, lambda shallow, deep: unclear)
+    assert "return one of degradation, " in line
 
 
-def test_what_is_no_function_is_told_so(says):
+def test_what_is_no_function_is_told_so(hint):
     """Nothing, too much, and what the function returns in place of the function."""
+    called = "✗ Not yet: the check is called as checks.check_diagnosis(diagnose)."
     for answer in ((), (len, len)):
-        verdict, line = says(checks.check_diagnosis, *answer)
-        assert not verdict
-        assert line == (
-            "✗ Not yet: the check is called as checks.check_diagnosis(diagnose)."
-        )
+        assert hint(checks.check_diagnosis, *answer) == called
     for answer, kind in (("neither", "str"), ([1.0], "list"), (None, "NoneType")):
-        verdict, line = says(checks.check_diagnosis, answer)
-        assert not verdict and "as in checks.check_diagnosis(diagnose)" in line
+        line = hint(checks.check_diagnosis, answer)
+        assert "as in checks.check_diagnosis(diagnose)" in line
         assert line.endswith(f"this is of type {kind}.")
 
 
-@pytest.mark.parametrize("answer", ["{}", "{mean}", "a{0}b", {"a": 1}, "}{"])
-def test_an_answer_with_braces_is_repeated_as_it_is(says, answer):
-    for check in (checks.check_parameter_count, checks.check_receptive_field):
-        verdict, line = says(check, lambda *given: answer)
-        assert (
-            not verdict and line.startswith("✗ Not yet: ") and line.endswith("wanted.")
-        )
+def test_what_is_no_number_is_told_so(hint):
+    """With braces repeated as they are, and a long answer not repeated whole."""
+    braces = ["{}", "{mean}", "a{0}b", {"a": 1}, "}{"]
+    others = [[], "warm", {"T": 2.0}, torch.ones(3), None]
+    for check, answers, words in (
+        (checks.check_parameter_count, braces, "wanted."),
+        (checks.check_receptive_field, braces, "wanted."),
+        (checks.check_temperature, others, "one number, not "),
+        (checks.check_gradient_ratio, others, "one number, not "),
+        (checks.check_parameter_count, [torch.zeros(9, 9, 9)], ""),
+    ):
+        for answer in answers:
+            line = hint(check, lambda *given, f=answer: f)
+            assert line.startswith("✗ Not yet: ") and len(line) <= 600
+            assert words in line and (answers is not braces or line.endswith(words))
 
 
-def test_a_long_answer_is_not_repeated_whole(says):
-    verdict, line = says(
-        checks.check_parameter_count, lambda depth: torch.zeros(9, 9, 9)
-    )
-    assert not verdict and len(line) <= 600 and line.startswith("✗ Not yet: ")
-
-
-@pytest.mark.parametrize("answer", [[], "warm", {"T": 2.0}, torch.ones(3), None])
-def test_what_is_no_number_is_told_so(says, answer):
-    for check in (checks.check_temperature, checks.check_gradient_ratio):
-        verdict, line = says(check, lambda *given: answer)
-        assert not verdict and "one number, not " in line
-
-
-def test_every_check_is_exported_and_the_library_knows_none():
-    folder = pathlib.Path(checks.__file__).parent
-    for path in folder.glob("notebook_*.py"):
+def test_every_check_is_exported():
+    for path in pathlib.Path(checks.__file__).parent.glob("notebook_*.py"):
         for statement in ast.parse(path.read_text()).body:
             name = getattr(statement, "name", "_")
             assert name.startswith("_") or name in checks.__all__, (path, name)
-    for path in pathlib.Path(resnet_lib.__file__).parent.rglob("*.py"):
-        for statement in ast.walk(ast.parse(path.read_text())):
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                names = [getattr(statement, "module", "")]
-                names += [alias.name for alias in statement.names]
-                assert not {"checks", "notebooks"} & {
-                    str(n).split(".")[0] for n in names
-                }

@@ -46,9 +46,8 @@ def one_drop(recipe, warmup):
 
 
 def typed_in(recipe, warmup):
-    low, full = [recipe.warmup_lr] * warmup, [0.1] * (32 - warmup)
-    found = low + full + [0.01] * 16 + [0.001] * (recipe.iterations - 48)
-    return found[: recipe.iterations]
+    found = [recipe.warmup_lr] * warmup + [0.1] * (32 - warmup) + [0.01] * 16
+    return (found + [0.001] * recipe.iterations)[: recipe.iterations]
 
 
 def half_way(recipe, warmup):
@@ -90,23 +89,20 @@ def column(history, name):
     return [row[name] for row in history]
 
 
-def test_where(history, name):
+def error_where(history, name):
     return min(history, key=lambda row: row[name])["test_error"]
 
 
-test_where.__test__ = False
-
-
 def whichever_is_smaller(history):
-    return min(history[-1]["test_error"], test_where(history, "validation_error"))
+    return min(history[-1]["test_error"], error_where(history, "validation_error"))
 
 
 REPORTS = {
     "smallest of all": lambda h: min(column(h, "test_error")),
     "shorter window": lambda h: min(column(h, "test_error")[-3:]),
-    "test loss": lambda h: test_where(h, "test_loss"),
+    "test loss": lambda h: error_where(h, "test_loss"),
     "a validation error": lambda h: min(column(h, "validation_error")),
-    "training images": lambda h: test_where(h, "train_error"),
+    "training images": lambda h: error_where(h, "train_error"),
     "average": lambda h: sum(column(h, "test_error")) / len(h),
     "first row": lambda h: h[0]["test_error"],
     "largest": lambda h: max(column(h, "test_error")),
@@ -133,17 +129,14 @@ WRONG_BEDS = {
     "no bed is right": says_of(dict.fromkeys(BEDS, "best_epoch")),
     "1 of 4": says_of(BEDS | {"A": "cropped_test"}),
 }
+RIGHT_REPORTS = [
+    lambda h: h[-1]["test_error"],
+    lambda h: error_where(h, "validation_error"),
+]
 EXERCISES = [
     (checks.check_beds, WRONG_BEDS, [says_of(BEDS)]),
     (checks.check_repaired_rates, RATES, [rates]),
-    (
-        checks.check_repaired_report,
-        REPORTS,
-        [
-            lambda h: h[-1]["test_error"],
-            lambda h: test_where(h, "validation_error"),
-        ],
-    ),
+    (checks.check_repaired_report, REPORTS, RIGHT_REPORTS),
 ]
 
 

@@ -17,13 +17,19 @@ ALL = LESSONS + APPENDICES
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 
 
-def by_name(path):
-    return path.stem
+every_lesson = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+every_notebook = pytest.mark.parametrize(
+    "path", ALL + SOLUTIONS, ids=lambda path: path.stem
+)
+
+
+def content(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read(path):
     """The cells as (kind, source, cell)."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = content(path)["cells"]
     return [(cell["cell_type"], "".join(cell["source"]), cell) for cell in cells]
 
 
@@ -35,12 +41,13 @@ def prose(path):
     return "\n".join(source for kind, source, _ in read(path) if kind == "markdown")
 
 
-def has_figure(cell):
-    return any(
-        "image/png" in output.get("data", {})
-        or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-        for output in cell["outputs"]
-    )
+def code(path):
+    return "\n".join(source for source, _ in code_cells(path))
+
+
+def shown(cell, kind):
+    """The outputs that hold content of a kind."""
+    return [output for output in cell["outputs"] if kind in output.get("data", {})]
 
 
 def test_there_are_lessons_with_solutions():
@@ -54,11 +61,7 @@ def test_there_are_lessons_with_solutions():
 # --- how a notebook reads -------------------------------------------------------------
 
 
-def code(path):
-    return "\n".join(source for source, _ in code_cells(path))
-
-
-@pytest.mark.parametrize("path", ALL, ids=by_name)
+@every_lesson
 def test_the_first_screen_says_what_it_is_and_what_to_press(path):
     (kind, opening, _), (_, _, setup) = read(path)[:2]
     number = path.stem.split("_")[0]
@@ -73,7 +76,7 @@ def test_the_first_screen_says_what_it_is_and_what_to_press(path):
     assert code(path).count("use_style()") == 1
 
 
-@pytest.mark.parametrize("path", ALL, ids=by_name)
+@every_lesson
 def test_there_is_something_to_look_at_every_450_words(path):
     """From the first word to the questions; the first picture comes much sooner."""
     since, first = 0, None
@@ -84,7 +87,7 @@ def test_there_is_something_to_look_at_every_450_words(path):
             assert since <= 450, source[:80]
             if "## Questions" in source:
                 break
-        elif has_figure(cell):
+        elif shown(cell, "image/png") or shown(cell, VIEW):
             first = since if first is None else first
             since = 0
     assert first <= 300
@@ -94,16 +97,15 @@ def test_the_series_is_short():
     assert sum(len(prose(path).split()) for path in ALL) <= 18_000
 
 
-@pytest.mark.parametrize("path", ALL, ids=by_name)
+@every_lesson
 def test_every_picture_says_in_words_what_it_shows(path):
     for source, cell in code_cells(path):
-        for output in cell["outputs"]:
-            if "image/png" in output.get("data", {}):
-                metadata = output["metadata"].get("image/png", {})
-                assert len(metadata.get("alt", "")) > 40, source[:80]
+        for output in shown(cell, "image/png"):
+            metadata = output["metadata"].get("image/png", {})
+            assert len(metadata.get("alt", "")) > 40, source[:80]
 
 
-@pytest.mark.parametrize("path", ALL, ids=by_name)
+@every_lesson
 def test_closing(path):
     _, closing = re.split(r"^## Questions", prose(path), flags=re.M)
     questions, *exercises = re.split(r"^## Exercises?$", closing, flags=re.M)
@@ -130,15 +132,14 @@ def test_a_lesson_is_called_by_its_title():
     readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     for lesson in ALL:
         assert f"[{title(lesson)}](notebooks/{lesson.name})" in readme
-        solutions = (
-            FOLDER / "solutions" / f"{lesson.stem.split('_')[0]}_solutions.ipynb"
-        )
+        number = lesson.stem.split("_")[0]
+        solutions = FOLDER / "solutions" / f"{number}_solutions.ipynb"
         if solutions in SOLUTIONS:
             assert title(solutions) == f"Solutions to {title(lesson)}"
             assert f"[← {title(lesson)}](../{lesson.name})" in prose(solutions)
 
 
-@pytest.mark.parametrize("path", ALL + SOLUTIONS, ids=by_name)
+@every_notebook
 def test_links_lead_somewhere_and_cells_keep_no_marks_of_another_format(path):
     for target in re.findall(r"\]\(([^)#]+)\)", prose(path)):
         if not target.startswith(("http", "attachment:")):
@@ -150,7 +151,7 @@ def test_links_lead_somewhere_and_cells_keep_no_marks_of_another_format(path):
 # --- committed outputs ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ALL + SOLUTIONS, ids=by_name)
+@every_notebook
 def test_outputs_are_clean_and_complete(path):
     assert path.stat().st_size < 1_000_000
     cells = code_cells(path)
@@ -166,23 +167,23 @@ def test_outputs_are_clean_and_complete(path):
         assert str(place) not in text, f"a path of one machine: {place}"
     assert not re.search(r"\b[0-9]{1,2}%\|", text), "a progress bar half way"
     assert path in SOLUTIONS or "CIFAR-10 was not at hand" not in text
-    assert lost_widgets(json.loads(path.read_text(encoding="utf-8"))) == []
+    assert lost_widgets(content(path)) == []
 
 
 @pytest.mark.parametrize("loss", ["all", "the shown", "inside", "a part", "entry"])
 def test_a_widget_without_state_is_found(loss):
     """What a browser, a merge or a careless tool leaves behind."""
     some = next(path for path in ALL if VIEW in path.read_text(encoding="utf-8"))
-    notebook = json.loads(some.read_text(encoding="utf-8"))
+    notebook = content(some)
     saved = notebook["metadata"]["widgets"]
     models = saved[STATE]["state"]
     layout = next(k for k, w in models.items() if w["model_name"] == "LayoutModel")
     if loss == "all":
         del notebook["metadata"]["widgets"]
     elif loss == "the shown":
-        outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
-        views = [o["data"][VIEW] for o in outputs if VIEW in o.get("data", {})]
-        del models[views[0]["model_id"]]
+        code = [cell for cell in notebook["cells"] if "outputs" in cell]
+        view, *_ = (output for cell in code for output in shown(cell, VIEW))
+        del models[view["data"][VIEW]["model_id"]]
     elif loss == "inside":
         models.clear()
     elif loss == "a part":
@@ -192,18 +193,15 @@ def test_a_widget_without_state_is_found(loss):
     assert lost_widgets(notebook)
 
 
-@pytest.mark.parametrize("path", ALL, ids=by_name)
+@every_lesson
 def test_saved_widgets_hold_together(path):
     """Every view shows a widget, and every reference means what its name says."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    kind = "application/vnd.jupyter.widget-{}+json"
-    saved = notebook["metadata"].get("widgets", {}).get(kind.format("state"), {})
-    models = saved.get("state", {})
+    saved = content(path)["metadata"].get("widgets", {})
+    models = saved.get(STATE, {}).get("state", {})
     for _, cell in code_cells(path):
-        for output in cell["outputs"]:
-            if view := output.get("data", {}).get(kind.format("view")):
-                name = models[view["model_id"]]["model_name"]
-                assert name in ("VBoxModel", "AnyModel")
+        for output in shown(cell, VIEW):
+            name = models[output["data"][VIEW]["model_id"]]["model_name"]
+            assert name in ("VBoxModel", "AnyModel")
     for model in models.values():
         for key, name in (("layout", "LayoutModel"), ("style", "StyleModel")):
             if reference := model["state"].get(key):

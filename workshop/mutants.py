@@ -90,9 +90,10 @@ def _changes(node: cst.CSTNode, function: cst.CSTNode) -> Iterator[tuple]:
     function = node if isinstance(node, cst.FunctionDef) else function
     for kind, operator in mutation_operators:
         for new in operator(node) if isinstance(node, kind) else ():
-            if isinstance(node, cst.BaseNumber):
-                if getattr(new, "evaluated_value", None) == node.evaluated_value:
-                    continue  # 3.4e38 as 3.4e+38
+            if getattr(new, "evaluated_value", new) == getattr(
+                node, "evaluated_value", node
+            ):
+                continue  # 3.4e38 as 3.4e+38
             if isinstance(node, cst.SimpleString):
                 word = re.fullmatch(r"\w+", str(node.evaluated_value))
                 if not word or "XX" not in new.value:

@@ -4,7 +4,6 @@ import dataclasses
 
 import checks
 import numpy as np
-import pytest
 import torch
 
 
@@ -73,24 +72,13 @@ RECIPES = {
 }
 
 
-EXERCISES = [
-    (
-        checks.check_average,
-        AVERAGES,
-        [average, stacked, lambda g, n: stacked(g, n, torch.float64)],
-    ),
-    (
-        checks.check_scaled_recipe,
-        RECIPES,
-        [
-            scale,
-            lambda r, k: scale(r, k, lr=r.lr / r.batch_size * (k * r.batch_size)),
-            lambda r, k: scale(r, k, iterations=np.int64(r.iterations // k)),
-        ],
-    ),
+RIGHT_AVERAGES = [average, stacked, lambda g, n: stacked(g, n, torch.float64)]
+RIGHT_RECIPES = [
+    scale,
+    lambda r, k: scale(r, k, lr=r.lr / r.batch_size * (k * r.batch_size)),
+    lambda r, k: scale(r, k, iterations=np.int64(r.iterations // k)),
 ]
-
-
-@pytest.mark.parametrize(("check", "wrong", "right"), EXERCISES)
-def test_answers_are_told_apart(told_apart, check, wrong, right):
-    told_apart(check, wrong, *right)
+EXERCISES = [
+    (checks.check_average, AVERAGES, RIGHT_AVERAGES),
+    (checks.check_scaled_recipe, RECIPES, RIGHT_RECIPES),
+]
