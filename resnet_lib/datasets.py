@@ -1,36 +1,16 @@
 """The data sets: CIFAR-10 and CIFAR-100, the digits, and pictures of your own.
 
-Your own pictures lie in a folder with one folder per class:
-
-    pets/cats/tom.jpg
-    pets/cats/kitty.png
-    pets/dogs/rex.jpg
-
-They may have any sizes. A few lines train on them:
-
-    from dataclasses import replace
-
-    from resnet_lib import PAPER, fit, get_model
-    from resnet_lib.datasets import load_folder
-
-    data = load_folder("~/pets", size=32)  # says how many, and which it tests on
-    recipe = replace(PAPER.scaled(2_000), validation=0)
-    net = get_model("resnet20", classes=len(data.classes))
-    result = fit(net, data, recipe, run="runs/pets")
-    error = result.history[-1]["test_error"]
-    print(f"{error:.0%} of the test pictures are misjudged")
-
-With `load_folder(…, grey=True)` the pictures have one channel, and the network is built
-with `in_channels=1`.
+Your own pictures lie in a folder with one folder per class; `data/README.md` shows how
+to train on them.
 """
 
 import contextlib
 import io
 import os
 import pickle
-import struct
 import warnings
 import zlib
+from collections import Counter
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -121,12 +101,11 @@ def load_digits() -> Dataset:
     small = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
     images = small[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
     images = images.expand(-1, 3, -1, -1).contiguous()  # (1797, 3, 32, 32)
-    labels = torch.from_numpy(np.asarray(digits.target, dtype=np.int64))
+    all_of_them = Images(images, digits.target)
     # Every fifth is a test image: all writers and all classes on both sides.
-    test = torch.arange(len(labels)) % 5 == 0
-    names = tuple(str(digit) for digit in range(10))
-    digits = Images(images, labels)
-    return Dataset("digits", names, train=digits[~test], test=digits[test])
+    test = torch.arange(len(images)) % 5 == 0
+    train, test = all_of_them[~test], all_of_them[test]
+    return Dataset("digits", tuple("0123456789"), train, test)
 
 
 # --- a folder of pictures -------------------------------------------------------------
@@ -175,14 +154,15 @@ def load_folder(
             f"{len(problems)} pictures of {path} cannot be read. Save them anew or "
             f"take them away: {told}."
         )
-    train = train[torch.randperm(len(train), generator=_generator())]
-    names = tuple(map(_printable, files))
+    order = torch.Generator().manual_seed(0)
+    train = train[torch.randperm(len(train), generator=order)]
+    name = f"folder {_printable(path.resolve().name)}"
+    data = Dataset(name, tuple(map(_printable, files)), train, tests)
     share = len(tests) / (len(train) + len(tests))
     done = f"{share:.0%} of all, some of each class, were set aside to test on"
     if given:
         done = f"{_printable(given.name)} is the test set"
     left = _left_out(path, set().union(*files.values(), *test_files.values()))
-    data = Dataset(f"folder {_printable(path.resolve().name)}", names, train, tests)
     print(
         f"{data.name}: {len(files)} classes, {len(train):,} training and "
         f"{len(tests):,} test pictures, the middle square of each at {size} by "
@@ -201,10 +181,6 @@ def _pixels(size: object) -> int:
 def _printable(name: str) -> str:
     """A file's name as it can be printed: of another encoding, bytes as \\xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -236,25 +212,23 @@ def _parts(folder: Path) -> tuple[Path, Path | None]:
 def _left_out(folder: Path, taken: set[Path]) -> str:
     """How many files of the folder are not among those taken, in words; "" for none."""
     parts = {file.relative_to(folder).parts[0] for file in taken}
-    kinds = []
+    kinds = Counter()
     for file in sorted(set(folder.rglob("*")) - taken):
         *places, name = file.relative_to(folder).parts
         hidden = name[0] == "." or any(place[0] in "._" for place in places)
         if file.is_file() and not hidden:
             apart = places and places[0] not in parts
-            kinds.append(f"in {places[0]}" if apart else file.suffix or "others")
-    told = [f"{kinds.count(kind)} {_printable(kind)}" for kind in dict.fromkeys(kinds)]
-    return f"; left out: {', '.join(told)}" if told else ""
+            kinds[f"in {places[0]}" if apart else file.suffix or "others"] += 1
+    told = ", ".join(f"{count} {_printable(kind)}" for kind, count in kinds.items())
+    return f"; left out: {told}" if told else ""
 
 
 def _files_by_class(folder: Path, least: int = 2) -> dict[str, list[Path]]:
     """The picture files of each class folder, by name."""
     files = {}
     for place in _class_folders(folder):
-        found = (f for f in place.rglob("*") if f.is_file() and f.name[0] != ".")
-        files[place.name] = sorted(
-            f for f in found if f.suffix.lower() in ENDINGS.split()
-        )
+        found = (f for f in place.rglob("*") if f.suffix.lower() in ENDINGS.split())
+        files[place.name] = sorted(f for f in found if f.is_file() and f.name[0] != ".")
     if empty := [name for name, found in files.items() if not found]:
         raise ValueError(
             f"{folder} has folders without pictures: {', '.join(empty)}. Put pictures "
@@ -286,7 +260,7 @@ def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
             f"test is {share!r}: give the share of the pictures that is set aside, "
             "between 0 and 1, as 0.2."
         )
-    generator = _generator()
+    generator = torch.Generator().manual_seed(0)
     train, test = {}, {}
     for name, found in files.items():
         if len(found) < 2:
@@ -312,11 +286,10 @@ def _read_all(
         for file in found:
             try:
                 image = read_picture(file, size)
+                images.append((_grey(image) if grey else image)[None])
+                labels.append(number)
             except ValueError as error:
                 problems.append(f"{file}: {error}")
-                continue
-            images.append((_grey(image) if grey else image)[None])
-            labels.append(number)
     return Images(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
 
 
@@ -361,6 +334,8 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
                 picture = ImageOps.exif_transpose(picture)
             picture = _rgb(picture)
     except UnidentifiedImageError:
+        if source.lstrip()[:5].lower() in (b"<svg ", b"<?xml"):
+            raise ValueError("it is a drawing (SVG); save it as a PNG first") from None
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError("it has too many pixels") from None
@@ -410,9 +385,9 @@ def _without_extras(content: bytes) -> bytes:
         return content
     start, kept = 8, [content[:8]]
     while start + 12 <= len(content):
-        (length,) = struct.unpack(">I", content[start : start + 4])
-        chunk = content[start : start + 12 + length]
-        kind, start = chunk[4:8], start + 12 + length
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        chunk = content[start:end]
+        kind, start = chunk[4:8], end
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         # A capital first letter: a decoder cannot do without it.
         if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
