@@ -89,8 +89,7 @@ def _images(folder: Path, files: tuple[str, ...]) -> Images:
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits as uint8 (N, 3, 32, 32): 1,437 train, 360
-    test.
+    """scikit-learn's digits as uint8 (N, 3, 32, 32): 1,437 to train on, 360 to test.
 
     The embedded default, for a machine without CIFAR-10: each 8×8 image is enlarged
     four times and its one channel repeated.
@@ -115,6 +114,7 @@ ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm"
 # In small letters; the first that holds class folders is taken.
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+Files = dict[str, list[Path]]  # those of each class, by its name
 
 
 def load_folder(
@@ -142,7 +142,7 @@ def load_folder(
     inside, given = _parts(path)
     files = _files_by_class(inside)
     if given:
-        test_files = _given_for_testing(given, files)
+        test_files = _files_by_class(given, known=files)
     else:
         files, test_files = _set_aside(files, test)
     problems: list[str] = []
@@ -223,37 +223,31 @@ def _left_out(folder: Path, taken: set[Path]) -> str:
     return f"; left out: {told}" if told else ""
 
 
-def _files_by_class(folder: Path, least: int = 2) -> dict[str, list[Path]]:
-    """The picture files of each class folder, by name."""
-    files = {}
+def _files_by_class(folder: Path, known: Files | None = None) -> Files:
+    """The picture files of each class folder, by name; of the `known` classes alone."""
+    files: Files = {name: [] for name in known or ()}
     for place in _class_folders(folder):
+        if known and place.name not in known:
+            raise ValueError(
+                f"{place} is a class without training pictures. Give both parts the "
+                "same folders."
+            )
         found = (f for f in place.rglob("*") if f.suffix.lower() in ENDINGS.split())
         files[place.name] = sorted(f for f in found if f.is_file() and f.name[0] != ".")
-    if empty := [name for name, found in files.items() if not found]:
-        raise ValueError(
-            f"{folder} has folders without pictures: {', '.join(empty)}. Put pictures "
-            f"there ({ENDINGS}), or take the folders away."
-        )
-    if len(files) < least:
+        if not files[place.name]:
+            raise ValueError(
+                f"{place} holds no pictures. Put some there ({ENDINGS}), or take the "
+                "folder away."
+            )
+    if len(files) < 2:
         raise ValueError(
             f"{folder} holds {len(files)} folders of pictures. Give it one folder per "
-            f"class, {least} or more, with the pictures of the class inside."
+            "class, 2 or more, with the pictures of the class inside."
         )
     return files
 
 
-def _given_for_testing(folder: Path, train: dict[str, list[Path]]) -> dict:
-    """The test files of the training set's classes."""
-    found = _files_by_class(folder, least=1)
-    if unknown := sorted(set(found) - set(train)):
-        raise ValueError(
-            f"{folder} has classes without training pictures: {', '.join(unknown)}. "
-            "Give both parts the same folders."
-        )
-    return {name: found.get(name, []) for name in train}
-
-
-def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
+def _set_aside(files: Files, share: float) -> tuple[Files, Files]:
     """The files to train and to test on; the same ones for the same folder."""
     if not isinstance(share, Real) or not 0 < share < 1:
         raise ValueError(
@@ -275,9 +269,7 @@ def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
     return train, test
 
 
-def _read_all(
-    files: dict[str, list[Path]], size: int, grey: bool, problems: list[str]
-) -> Images:
+def _read_all(files: Files, size: int, grey: bool, problems: list[str]) -> Images:
     """The pictures of all classes; those that cannot be read go to `problems`."""
     channels = 1 if grey else 3
     images = [torch.empty(0, channels, size, size, dtype=torch.uint8)]

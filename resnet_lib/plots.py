@@ -17,7 +17,7 @@ from matplotlib.path import Path
 from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock
-from resnet_lib.probes import activations, block_names
+from resnet_lib.probes import activations
 from resnet_lib.resnet import ResNet, evaluating
 
 __all__ = [
@@ -118,25 +118,22 @@ def interact(draw: Callable[..., Figure], alt: str, **controls: object) -> None:
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     still = picture.value.split("base64,")[1].split('"')[0]
     bundle = {"application/vnd.jupyter.widget-view+json": view, "image/png": still}
-    metadata = {"image/png": {"alt": alt}}
-    display(bundle | {"text/plain": alt}, raw=True, metadata=metadata)
+    bundle["text/plain"] = alt
+    display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def image_grid(
-    images: Tensor, titles: Sequence[str] = (), columns: int = 8, size: float = 1.0
+    images: Tensor, titles: Sequence[str], columns: int = 8, size: float = 1.0
 ) -> Figure:
     """Images (N, 3, H, W), uint8 or floats from 0 to 1, in rows of `columns`."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    extra = 0.25 if titles else 0
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * (size + extra)), squeeze=False
-    )
+    inches = (columns * size, rows * (size + 0.25))
+    figure, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, image in zip(axes.flat, images, strict=False):
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(image.permute(1, 2, 0).cpu())
-    for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(title, fontsize=9, loc="center")
     return figure
 
@@ -227,31 +224,29 @@ def network_map(model: ResNet, colour: str = RESIDUAL) -> Axes:
     Used in notebook 03; compare paper Fig. 3.
     """
     ax = plt.subplots(figsize=(10, 3.4))[1]
-    blocks, colours, side = block_names(model), model.in_channels, 32
+    colours, side = model.in_channels, 32
     image = next(model.parameters()).new_zeros(1, colours, side, side)
     with evaluating(model):
-        outputs = activations(model, image, ["conv1", *blocks])
+        outputs = activations(model, image, model.stages)
     x = _bar(ax, 0, colours, side, "0.75")
     _words(ax, x / 2, -side / 2, f"image\n{colours}, {side}, {side}")
-    start = x = _bar(ax, _arrow(ax, x, 19), model.conv1.out_channels, side, colour)
+    x = _bar(ax, _arrow(ax, x, 19), model.conv1.out_channels, side, colour)
     _words(ax, x - 1, -side / 2, f"stem\n{model.conv1.out_channels}, {side}, {side}")
-    for name, after in zip(blocks, [*blocks[1:], "."], strict=True):
-        channels, height = outputs[name].shape[1:3]
-        first = name.endswith(".0")
-        here = _arrow(ax, x, 11 if first else 6)
-        start = here if first else start
-        fork = (x + here) / 2
-        x = _bar(ax, here, channels, height, colour)
-        x = _bar(ax, _arrow(ax, x, 2.2), channels, height, colour)
-        block = model.get_submodule(name)
-        if isinstance(block, BasicBlock):
-            plus = _arrow(ax, x, 3) + 1.3
-            same = isinstance(block.shortcut, nn.Identity)
-            _shortcut(ax, fork, plus, side / 2 + 4, "-" if same else (0, (3, 2)))
-            x = plus + 1.3
-        if after.split(".")[0] != (stage := name.split(".")[0]):
-            shape = f"{channels}, {height}, {height}"
-            _words(ax, (start + x) / 2, -side / 2, f"{stage}\n{shape}")
+    for stage, output in outputs.items():
+        channels, height = output.shape[1:3]
+        start, gap = x + 11, 11
+        for block in model.get_submodule(stage):
+            fork = x + gap / 2
+            x = _bar(ax, _arrow(ax, x, gap), channels, height, colour)
+            x = _bar(ax, _arrow(ax, x, 2.2), channels, height, colour)
+            if isinstance(block, BasicBlock):
+                plus = _arrow(ax, x, 3) + 1.3
+                same = isinstance(block.shortcut, nn.Identity)
+                _shortcut(ax, fork, plus, side / 2 + 4, "-" if same else (0, (3, 2)))
+                x = plus + 1.3
+            gap = 6
+        shape = f"{channels}, {height}, {height}"
+        _words(ax, (start + x) / 2, -side / 2, f"{stage}\n{shape}")
     for words, numbers in (("average", channels), ("linear", model.fc.out_features)):
         start = _arrow(ax, x, 10)
         x = _bar(ax, start, numbers, 3, "0.45")

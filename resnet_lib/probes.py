@@ -6,7 +6,6 @@ to the device of the images.
 
 import contextlib
 import difflib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -29,7 +28,6 @@ __all__ = [
     "layer_responses",
     "layer_table",
     "lesion",
-    "path_lengths",
 ]
 
 
@@ -148,10 +146,9 @@ def layer_table(model: nn.Module, shape: tuple[int, ...] | None = None) -> pd.Da
 
     Columns: name, kind, output shape, parameters, and the multiply-adds of one image,
     measured by hooks in one forward pass over zeros of `shape`, by default one image of
-    32×32 pixels with the channels that the model takes. Convolutions and linear
-    layers count multiply-adds, the paper's FLOPs (§3.3); BN counts none, because at
-    test time it folds into the convolution before it. The model's mode and its running
-    statistics are left as they were.
+    32×32 pixels with the channels that the model takes. Convolutions and linear layers
+    count (the paper's FLOPs, §3.3); BN does not, because at test time it folds into the
+    convolution before it. The model's mode and statistics are left as they were.
     """
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PaddedIdentity)
     columns = ("name", "kind", "output shape", "parameters", "multiply-adds")
@@ -247,22 +244,11 @@ def confident_mistakes(logits: Tensor, labels: Tensor) -> list[int]:
     return wrong[order].tolist()
 
 
-def path_lengths(blocks: int) -> list[int]:
-    """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
-
-    A path takes the branch or the shortcut at every block, so the counts are binomial
-    coefficients, 2^blocks in all. Veit et al. 2016, §3.
-    """
-    return [math.comb(blocks, length) for length in range(blocks + 1)]
-
-
 # --- lesions --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def lesion(
-    model: nn.Module, scales: Mapping[str, float] | None = None
-) -> Iterator[nn.Module]:
+def lesion(model: nn.Module, scales: Mapping[str, float]) -> Iterator[nn.Module]:
     """Weaken blocks inside the `with`; the model is whole again after it.
 
     `scales` gives factors by block name. A residual block becomes
@@ -273,7 +259,6 @@ def lesion(
 
     Raises ValueError for an unknown block and for a scale outside 0 to 1.
     """
-    scales = dict(scales or {})
     blocks = {name: _find(model, name) for name in scales}
     for name, scale in scales.items():
         if not isinstance(blocks[name], BasicBlock | PlainBlock):

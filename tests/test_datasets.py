@@ -609,7 +609,7 @@ def test_a_given_test_set_is_taken(tmp_path, capsys, name):
     assert data.train.images.shape[2:] == (8, 8)
     assert f"RGB; {name} is the test set.\n" in capsys.readouterr().out
     fill(tmp_path / name, {"z": 2})
-    with pytest.raises(ValueError, match="classes without training pictures: z"):
+    with pytest.raises(ValueError, match="z is a class without training pictures"):
         load_folder(tmp_path)
 
 
@@ -712,7 +712,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     fill(tmp_path / "x", {"a": 3})
     told("holds 1 folders of pictures")
     (tmp_path / "x" / "b").mkdir()
-    told("has folders without pictures: b. Put pictures there")
+    told("b holds no pictures. Put some there")
     fill(tmp_path / "x", {"b": 1})
     told("class b has 1 picture. Give it 2 or more")
     fill(tmp_path / "x", {"b": 2})

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_lib.explorer.inside import LesionedNet, fold_batch_norm
+from resnet_lib.explorer.inside import LesionedNet, fold_batch_norm, path_lengths
 from resnet_lib.probes import (
     activations,
     block_names,
@@ -15,7 +15,6 @@ from resnet_lib.probes import (
     layer_responses,
     layer_table,
     lesion,
-    path_lengths,
 )
 from resnet_lib.resnet import get_model
 

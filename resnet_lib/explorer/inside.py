@@ -1,6 +1,7 @@
 """What a network does with pictures: every number that the explorer shows."""
 
 import copy
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "fold_batch_norm",
     "kernel_of",
     "look_inside",
+    "path_lengths",
     "untouched",
     "way_around",
 ]
@@ -127,6 +129,15 @@ def kernel_of(model: nn.Module, block: str, channel: int) -> Kernel:
     return Kernel(conv.weight[channel].detach(), scale.item(), shift.item())
 
 
+def path_lengths(blocks: int) -> list[int]:
+    """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
+
+    A path takes the branch or the shortcut at every block, so the counts are binomial
+    coefficients, 2^blocks in all. Veit et al. 2016, §3.
+    """
+    return [math.comb(blocks, length) for length in range(blocks + 1)]
+
+
 # --- many pictures, one lesion after another ------------------------------------------
 
 
@@ -176,7 +187,8 @@ class LesionedNet:
 
         Raises ValueError for a lesion that `probes.lesion` refuses.
         """
-        touched = {name for name, scale in (scales or {}).items() if scale != 1}
+        scales = scales or {}
+        touched = {name for name, scale in scales.items() if scale != 1}
         with lesion(self.model, scales), torch.no_grad():
             if not touched:
                 return self.intact

@@ -23,10 +23,11 @@ from resnet_lib.explorer.inside import (
     LesionedNet,
     kernel_of,
     look_inside,
+    path_lengths,
     untouched,
     way_around,
 )
-from resnet_lib.probes import block_names, confident_mistakes, path_lengths
+from resnet_lib.probes import block_names, confident_mistakes
 from resnet_lib.runs import Run
 
 __all__ = ["Explorer", "describe_net", "pictures_for"]
