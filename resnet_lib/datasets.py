@@ -1,36 +1,16 @@
 """The data sets: CIFAR-10 and CIFAR-100, the digits, and pictures of your own.
 
-Your own pictures lie in a folder with one folder per class:
-
-    pets/cats/tom.jpg
-    pets/cats/kitty.png
-    pets/dogs/rex.jpg
-
-They may have any sizes. A few lines train on them:
-
-    from dataclasses import replace
-
-    from resnet_lib import PAPER, fit, get_model
-    from resnet_lib.datasets import load_folder
-
-    data = load_folder("~/pets", size=32)  # says how many, and which it tests on
-    recipe = replace(PAPER.scaled(2_000), validation=0)
-    net = get_model("resnet20", classes=len(data.classes))
-    result = fit(net, data, recipe, run="runs/pets")
-    error = result.history[-1]["test_error"]
-    print(f"{error:.0%} of the test pictures are misjudged")
-
-With `load_folder(…, grey=True)` the pictures have one channel, and the network is built
-with `in_channels=1`.
+Your own pictures lie in a folder with one folder per class; `data/README.md` shows how
+to train on them.
 """
 
 import contextlib
 import io
 import os
 import pickle
-import struct
 import warnings
 import zlib
+from collections import Counter
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -109,8 +89,7 @@ def _images(folder: Path, files: tuple[str, ...]) -> Images:
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits as uint8 (N, 3, 32, 32): 1,437 train, 360
-    test.
+    """scikit-learn's digits as uint8 (N, 3, 32, 32): 1,437 to train on, 360 to test.
 
     The embedded default, for a machine without CIFAR-10: each 8×8 image is enlarged
     four times and its one channel repeated.
@@ -121,12 +100,11 @@ def load_digits() -> Dataset:
     small = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)
     images = small[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
     images = images.expand(-1, 3, -1, -1).contiguous()  # (1797, 3, 32, 32)
-    labels = torch.from_numpy(np.asarray(digits.target, dtype=np.int64))
+    all_of_them = Images(images, digits.target)
     # Every fifth is a test image: all writers and all classes on both sides.
-    test = torch.arange(len(labels)) % 5 == 0
-    names = tuple(str(digit) for digit in range(10))
-    digits = Images(images, labels)
-    return Dataset("digits", names, train=digits[~test], test=digits[test])
+    test = torch.arange(len(images)) % 5 == 0
+    train, test = all_of_them[~test], all_of_them[test]
+    return Dataset("digits", tuple("0123456789"), train, test)
 
 
 # --- a folder of pictures -------------------------------------------------------------
@@ -136,6 +114,7 @@ ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm"
 # In small letters; the first that holds class folders is taken.
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+Files = dict[str, list[Path]]  # those of each class, by its name
 
 
 def load_folder(
@@ -163,7 +142,7 @@ def load_folder(
     inside, given = _parts(path)
     files = _files_by_class(inside)
     if given:
-        test_files = _given_for_testing(given, files)
+        test_files = _files_by_class(given, known=files)
     else:
         files, test_files = _set_aside(files, test)
     problems: list[str] = []
@@ -175,14 +154,15 @@ def load_folder(
             f"{len(problems)} pictures of {path} cannot be read. Save them anew or "
             f"take them away: {told}."
         )
-    train = train[torch.randperm(len(train), generator=_generator())]
-    names = tuple(map(_printable, files))
+    order = torch.Generator().manual_seed(0)
+    train = train[torch.randperm(len(train), generator=order)]
+    name = f"folder {_printable(path.resolve().name)}"
+    data = Dataset(name, tuple(map(_printable, files)), train, tests)
     share = len(tests) / (len(train) + len(tests))
     done = f"{share:.0%} of all, some of each class, were set aside to test on"
     if given:
         done = f"{_printable(given.name)} is the test set"
     left = _left_out(path, set().union(*files.values(), *test_files.values()))
-    data = Dataset(f"folder {_printable(path.resolve().name)}", names, train, tests)
     print(
         f"{data.name}: {len(files)} classes, {len(train):,} training and "
         f"{len(tests):,} test pictures, the middle square of each at {size} by "
@@ -201,10 +181,6 @@ def _pixels(size: object) -> int:
 def _printable(name: str) -> str:
     """A file's name as it can be printed: of another encoding, bytes as \\xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -236,57 +212,49 @@ def _parts(folder: Path) -> tuple[Path, Path | None]:
 def _left_out(folder: Path, taken: set[Path]) -> str:
     """How many files of the folder are not among those taken, in words; "" for none."""
     parts = {file.relative_to(folder).parts[0] for file in taken}
-    kinds = []
+    kinds = Counter()
     for file in sorted(set(folder.rglob("*")) - taken):
         *places, name = file.relative_to(folder).parts
         hidden = name[0] == "." or any(place[0] in "._" for place in places)
         if file.is_file() and not hidden:
             apart = places and places[0] not in parts
-            kinds.append(f"in {places[0]}" if apart else file.suffix or "others")
-    told = [f"{kinds.count(kind)} {_printable(kind)}" for kind in dict.fromkeys(kinds)]
-    return f"; left out: {', '.join(told)}" if told else ""
+            kinds[f"in {places[0]}" if apart else file.suffix or "others"] += 1
+    told = ", ".join(f"{count} {_printable(kind)}" for kind, count in kinds.items())
+    return f"; left out: {told}" if told else ""
 
 
-def _files_by_class(folder: Path, least: int = 2) -> dict[str, list[Path]]:
-    """The picture files of each class folder, by name."""
-    files = {}
+def _files_by_class(folder: Path, known: Files | None = None) -> Files:
+    """The picture files of each class folder, by name; of the `known` classes alone."""
+    files: Files = {name: [] for name in known or ()}
     for place in _class_folders(folder):
-        found = (f for f in place.rglob("*") if f.is_file() and f.name[0] != ".")
-        files[place.name] = sorted(
-            f for f in found if f.suffix.lower() in ENDINGS.split()
-        )
-    if empty := [name for name, found in files.items() if not found]:
-        raise ValueError(
-            f"{folder} has folders without pictures: {', '.join(empty)}. Put pictures "
-            f"there ({ENDINGS}), or take the folders away."
-        )
-    if len(files) < least:
+        if known and place.name not in known:
+            raise ValueError(
+                f"{place} is a class without training pictures. Give both parts the "
+                "same folders."
+            )
+        found = (f for f in place.rglob("*") if f.suffix.lower() in ENDINGS.split())
+        files[place.name] = sorted(f for f in found if f.is_file() and f.name[0] != ".")
+        if not files[place.name]:
+            raise ValueError(
+                f"{place} holds no pictures. Put some there ({ENDINGS}), or take the "
+                "folder away."
+            )
+    if len(files) < 2:
         raise ValueError(
             f"{folder} holds {len(files)} folders of pictures. Give it one folder per "
-            f"class, {least} or more, with the pictures of the class inside."
+            "class, 2 or more, with the pictures of the class inside."
         )
     return files
 
 
-def _given_for_testing(folder: Path, train: dict[str, list[Path]]) -> dict:
-    """The test files of the training set's classes."""
-    found = _files_by_class(folder, least=1)
-    if unknown := sorted(set(found) - set(train)):
-        raise ValueError(
-            f"{folder} has classes without training pictures: {', '.join(unknown)}. "
-            "Give both parts the same folders."
-        )
-    return {name: found.get(name, []) for name in train}
-
-
-def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
+def _set_aside(files: Files, share: float) -> tuple[Files, Files]:
     """The files to train and to test on; the same ones for the same folder."""
     if not isinstance(share, Real) or not 0 < share < 1:
         raise ValueError(
             f"test is {share!r}: give the share of the pictures that is set aside, "
             "between 0 and 1, as 0.2."
         )
-    generator = _generator()
+    generator = torch.Generator().manual_seed(0)
     train, test = {}, {}
     for name, found in files.items():
         if len(found) < 2:
@@ -301,9 +269,7 @@ def _set_aside(files: dict[str, list[Path]], share: float) -> tuple[dict, dict]:
     return train, test
 
 
-def _read_all(
-    files: dict[str, list[Path]], size: int, grey: bool, problems: list[str]
-) -> Images:
+def _read_all(files: Files, size: int, grey: bool, problems: list[str]) -> Images:
     """The pictures of all classes; those that cannot be read go to `problems`."""
     channels = 1 if grey else 3
     images = [torch.empty(0, channels, size, size, dtype=torch.uint8)]
@@ -312,11 +278,10 @@ def _read_all(
         for file in found:
             try:
                 image = read_picture(file, size)
+                images.append((_grey(image) if grey else image)[None])
+                labels.append(number)
             except ValueError as error:
                 problems.append(f"{file}: {error}")
-                continue
-            images.append((_grey(image) if grey else image)[None])
-            labels.append(number)
     return Images(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
 
 
@@ -361,6 +326,8 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
                 picture = ImageOps.exif_transpose(picture)
             picture = _rgb(picture)
     except UnidentifiedImageError:
+        if source.lstrip()[:5].lower() in (b"<svg ", b"<?xml"):
+            raise ValueError("it is a drawing (SVG); save it as a PNG first") from None
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError("it has too many pixels") from None
@@ -410,9 +377,9 @@ def _without_extras(content: bytes) -> bytes:
         return content
     start, kept = 8, [content[:8]]
     while start + 12 <= len(content):
-        (length,) = struct.unpack(">I", content[start : start + 4])
-        chunk = content[start : start + 12 + length]
-        kind, start = chunk[4:8], start + 12 + length
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        chunk = content[start:end]
+        kind, start = chunk[4:8], end
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         # A capital first letter: a decoder cannot do without it.
         if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):

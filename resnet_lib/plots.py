@@ -17,23 +17,19 @@ from matplotlib.path import Path
 from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock
-from resnet_lib.probes import activations, block_names
+from resnet_lib.probes import activations
 from resnet_lib.resnet import ResNet, evaluating
 
 __all__ = [
     "PLAIN",
     "RESIDUAL",
     "LiveCurves",
-    "class_bars",
     "confusion_matrix",
     "describe",
-    "feature_maps",
     "flow",
     "image_grid",
     "interact",
     "network_map",
-    "path_length_bars",
-    "plain_vs_residual",
     "training_curves",
     "use_style",
 ]
@@ -122,42 +118,37 @@ def interact(draw: Callable[..., Figure], alt: str, **controls: object) -> None:
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     still = picture.value.split("base64,")[1].split('"')[0]
     bundle = {"application/vnd.jupyter.widget-view+json": view, "image/png": still}
-    metadata = {"image/png": {"alt": alt}}
-    display(bundle | {"text/plain": alt}, raw=True, metadata=metadata)
+    bundle["text/plain"] = alt
+    display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def image_grid(
-    images: Tensor, titles: Sequence[str] = (), columns: int = 8, size: float = 1.0
+    images: Tensor, titles: Sequence[str], columns: int = 8, size: float = 1.0
 ) -> Figure:
     """Images (N, 3, H, W), uint8 or floats from 0 to 1, in rows of `columns`."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    extra = 0.25 if titles else 0
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * (size + extra)), squeeze=False
-    )
+    inches = (columns * size, rows * (size + 0.25))
+    figure, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, image in zip(axes.flat, images, strict=False):
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(image.permute(1, 2, 0).cpu())
-    for ax, title in zip(axes.flat, titles, strict=False):
         ax.set_title(title, fontsize=9, loc="center")
     return figure
 
 
 def training_curves(
-    history: Sequence[dict] | pd.DataFrame,
-    milestones: Sequence[int] = (),
-    colour: str = RESIDUAL,
+    history: Sequence[dict] | pd.DataFrame, milestones: Sequence[int] = ()
 ) -> Sequence[Axes]:
-    """Loss and error of one run against iterations: test in `colour`, training dashed.
+    """Loss and error of one run against iterations: test in blue, training dashed.
 
     `history` has the columns of `runs.COLUMNS`; a dotted line marks each milestone.
     """
     history = pd.DataFrame(history)
     axes = plt.subplots(1, 2, figsize=(10, 3.5))[1]
     for ax, what in zip(axes, ("loss", "error"), strict=True):
-        for part, style, ink in (("train", "--", "0.45"), ("test", "-", colour)):
+        for part, style, ink in (("train", "--", "0.45"), ("test", "-", RESIDUAL)):
             curve = history[["iteration", f"{part}_{what}"]].dropna()
             values = curve[f"{part}_{what}"] * (100 if what == "error" else 1)
             look = {"marker": "o" if len(curve) < 12 else None, "ms": 4, "color": ink}
@@ -171,59 +162,26 @@ def training_curves(
     return axes
 
 
-def plain_vs_residual(histories: pd.DataFrame) -> Sequence[Axes]:
-    """Error against iterations, plain nets left and residual nets right, as in Fig. 6.
-
-    `histories` is a table of `runs.histories`. Training error dashed, test error solid,
-    deeper nets in stronger colours. Where a depth has several seeds the line is their
-    mean, and a band reaches from the lowest to the highest.
-    """
-    axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)[1]
-    shown = histories[histories["part"] != "validation"]
-    depths = sorted(shown["layers"].unique())
-    nets = {"plain": PLAIN, "residual": RESIDUAL}
-    for ax, (net, colour) in zip(axes, nets.items(), strict=True):
-        colours = sns.light_palette(colour, len(depths) + 1)[1:]
-        sns.lineplot(
-            shown[shown["net"] == net],
-            x="iteration",
-            y="error (%)",
-            hue="layers",
-            style="part",
-            dashes={"train": (3, 1.5), "test": ""},
-            hue_order=depths,
-            palette=dict(zip(depths, colours, strict=True)),
-            errorbar=("pi", 100),
-            ax=ax,
-        )
-        ax.set(title=f"{net} nets", ylim=(0, 100))
-        sns.move_legend(ax, "upper right", ncols=2)
-    return axes
-
-
 class LiveCurves:
     """Curves that move while a network trains: `fit(…, on_row=LiveCurves())`.
 
-    Redraws one figure in place, at most once in `seconds`; call `draw` at the end, so
-    that a saved notebook holds the whole curve. A run that was finished before calls
-    nothing: give `draw` its history.
+    Redraws one figure in place, at most once in two seconds. Call `draw` at the end, so
+    that a saved notebook holds the whole curve.
     """
 
-    def __init__(self, milestones: Sequence[int] = (), seconds: float = 2.0) -> None:
-        self.milestones, self.seconds = milestones, seconds
+    def __init__(self, milestones: Sequence[int] = ()) -> None:
+        self.milestones = milestones
         self.drawn_at = -np.inf
         self.handle = None
 
     def __call__(self, history: Sequence[dict]) -> None:
-        self.history = history
-        if time.monotonic() - self.drawn_at >= self.seconds:
-            self.draw()
+        if time.monotonic() - self.drawn_at >= 2:
+            self.draw(history)
             self.drawn_at = time.monotonic()
 
-    def draw(self, history: Sequence[dict] | None = None) -> None:
+    def draw(self, history: Sequence[dict]) -> None:
         from IPython.display import display
 
-        history = history or self.history
         axes = training_curves(history, milestones=self.milestones)
         last = history[-1]
         axes[0].set_title(f"Training loss {last['train_loss']:.2f}")
@@ -238,12 +196,8 @@ class LiveCurves:
             self.handle = display(figure, display_id=True, **words)
 
 
-def confusion_matrix(
-    confusion: Tensor, classes: Sequence[str], ax: Axes | None = None
-) -> Axes:
-    """Counts (classes, classes), true class in rows; mistakes coloured, hits left
-    white."""
-    ax = ax or plt.subplots(figsize=(6.5, 5.5))[1]
+def confusion_matrix(confusion: Tensor, classes: Sequence[str], ax: Axes) -> None:
+    """Counts (classes, classes), true class in rows; mistakes coloured, hits white."""
     counts = confusion.cpu().numpy()
     mistakes = pd.DataFrame(counts, classes, classes)
     hits = np.eye(len(counts), dtype=bool)
@@ -254,7 +208,6 @@ def confusion_matrix(
     ax.grid(False)
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=45)
-    return ax
 
 
 # --- a network ------------------------------------------------------------------------
@@ -271,31 +224,29 @@ def network_map(model: ResNet, colour: str = RESIDUAL) -> Axes:
     Used in notebook 03; compare paper Fig. 3.
     """
     ax = plt.subplots(figsize=(10, 3.4))[1]
-    blocks, colours, side = block_names(model), model.in_channels, 32
+    colours, side = model.in_channels, 32
     image = next(model.parameters()).new_zeros(1, colours, side, side)
     with evaluating(model):
-        outputs = activations(model, image, ["conv1", *blocks])
+        outputs = activations(model, image, model.stages)
     x = _bar(ax, 0, colours, side, "0.75")
     _words(ax, x / 2, -side / 2, f"image\n{colours}, {side}, {side}")
-    start = x = _bar(ax, _arrow(ax, x, 19), model.conv1.out_channels, side, colour)
+    x = _bar(ax, _arrow(ax, x, 19), model.conv1.out_channels, side, colour)
     _words(ax, x - 1, -side / 2, f"stem\n{model.conv1.out_channels}, {side}, {side}")
-    for name, after in zip(blocks, [*blocks[1:], "."], strict=True):
-        channels, height = outputs[name].shape[1:3]
-        first = name.endswith(".0")
-        here = _arrow(ax, x, 11 if first else 6)
-        start = here if first else start
-        fork = (x + here) / 2
-        x = _bar(ax, here, channels, height, colour)
-        x = _bar(ax, _arrow(ax, x, 2.2), channels, height, colour)
-        block = model.get_submodule(name)
-        if isinstance(block, BasicBlock):
-            plus = _arrow(ax, x, 3) + 1.3
-            same = isinstance(block.shortcut, nn.Identity)
-            _shortcut(ax, fork, plus, side / 2 + 4, "-" if same else (0, (3, 2)))
-            x = plus + 1.3
-        if after.split(".")[0] != (stage := name.split(".")[0]):
-            shape = f"{channels}, {height}, {height}"
-            _words(ax, (start + x) / 2, -side / 2, f"{stage}\n{shape}")
+    for stage, output in outputs.items():
+        channels, height = output.shape[1:3]
+        start, gap = x + 11, 11
+        for block in model.get_submodule(stage):
+            fork = x + gap / 2
+            x = _bar(ax, _arrow(ax, x, gap), channels, height, colour)
+            x = _bar(ax, _arrow(ax, x, 2.2), channels, height, colour)
+            if isinstance(block, BasicBlock):
+                plus = _arrow(ax, x, 3) + 1.3
+                same = isinstance(block.shortcut, nn.Identity)
+                _shortcut(ax, fork, plus, side / 2 + 4, "-" if same else (0, (3, 2)))
+                x = plus + 1.3
+            gap = 6
+        shape = f"{channels}, {height}, {height}"
+        _words(ax, (start + x) / 2, -side / 2, f"{stage}\n{shape}")
     for words, numbers in (("average", channels), ("linear", model.fc.out_features)):
         start = _arrow(ax, x, 10)
         x = _bar(ax, start, numbers, 3, "0.45")
@@ -351,7 +302,6 @@ def flow(
     skip: tuple[int, int] | None = None,
     skip_label: str = "shortcut",
     lit: int | None = None,
-    colour: str = RESIDUAL,
 ) -> list[float]:
     """Boxes from left to right, joined by arrows; returns their centres on the x axis.
 
@@ -369,8 +319,8 @@ def flow(
         corner, height = (0.21, 0.42) if step == "+" else (0.08, 0.54)
         style = {
             "boxstyle": f"round,pad=0,rounding_size={corner}",
-            "fc": colour if i == lit else "white",
-            "ec": colour if step == "+" or i == lit else "0.35",
+            "fc": RESIDUAL if i == lit else "white",
+            "ec": RESIDUAL if step == "+" or i == lit else "0.35",
         }
         place = (x - width / 2, -height / 2)
         ax.add_patch(FancyBboxPatch(place, width, height, lw=1.6, **style))
@@ -382,94 +332,12 @@ def flow(
             ax.text(x, -0.38, notes[i], ha="center", va="top", color="0.3", fontsize=9)
     if skip is not None:
         start, end, top = right[skip[0]] + 0.12, centres[skip[1]], 0.7
-        ax.plot([start, start, end], [0, top, top], color=colour, lw=2)
-        blue = grey | {"color": colour, "lw": 2}
+        ax.plot([start, start, end], [0, top, top], color=RESIDUAL, lw=2)
+        blue = grey | {"color": RESIDUAL, "lw": 2}
         ax.annotate("", (end, 0.24), (end, top), arrowprops=blue)
-        label = {"ha": "center", "va": "bottom", "color": colour, "fontsize": 10.5}
+        label = {"ha": "center", "va": "bottom", "color": RESIDUAL, "fontsize": 10.5}
         ax.text((start + end) / 2, top + 0.05, skip_label, **label)
     low = -0.75 if len(notes) else -0.35
     ax.set(xlim=(-0.05, right[-1] + 0.05), ylim=(low, 1.0), aspect="equal")
     ax.axis("off")
     return list(centres)
-
-
-# --- looking inside -------------------------------------------------------------------
-
-
-def _tiles(maps: np.ndarray, columns: int) -> np.ndarray:
-    """(K, h, w) as one picture, with empty seams between the tiles."""
-    rows = -(-len(maps) // columns)
-    height, width = maps.shape[1:]
-    seam = max(1, height // 12)
-    size = (rows * (height + seam) - seam, columns * (width + seam) - seam)
-    picture = np.full(size, np.nan)
-    for number, tile in enumerate(maps):
-        top = number // columns * (height + seam)
-        left = number % columns * (width + seam)
-        picture[top : top + height, left : left + width] = tile
-    return picture
-
-
-def feature_maps(
-    maps: Tensor,
-    ax: Axes | None = None,
-    columns: int = 4,
-    limit: float | None = None,
-    signed: bool | None = None,
-) -> Axes:
-    """Maps (K, H, W) as tiles on one scale.
-
-    Dark is 0 and bright is `limit`, by default the largest value. Maps with negative
-    values, or with `signed`: white is 0, red above and blue below.
-    """
-    ax = ax or plt.subplots(figsize=(4, 4))[1]
-    values = maps.detach().cpu().numpy()
-    limit = limit or float(np.abs(values).max()) or 1.0
-    scale = {"cmap": "inferno", "vmin": 0, "vmax": limit}
-    if values.min() < 0 if signed is None else signed:
-        scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    ax.imshow(_tiles(values, columns), interpolation="nearest", **scale)
-    ax.axis("off")
-    return ax
-
-
-def class_bars(
-    probabilities: Tensor,
-    classes: Sequence[str],
-    label: int | None = None,
-    before: Tensor | None = None,
-    colour: str = RESIDUAL,
-    ax: Axes | None = None,
-) -> Axes:
-    """Probabilities (classes,) as bars; the true class `label` is marked with a star.
-
-    `before` draws another distribution as outlines, to compare with.
-    """
-    ax = ax or plt.subplots(figsize=(3.5, 3))[1]
-    places = np.arange(len(classes))
-    ax.barh(places, 100 * probabilities.cpu().numpy(), color=colour, alpha=0.8)
-    if before is not None:
-        ax.barh(places, 100 * before.cpu().numpy(), fill=False, ec="0.4", lw=1)
-    names = [f"★ {c}" if i == label else c for i, c in enumerate(classes)]
-    ax.set_yticks(places, names, fontsize=9)
-    ax.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), xticks=(0, 50, 100))
-    ax.set_xlabel("probability (%)", fontsize=9)
-    ax.tick_params(axis="x", labelsize=9)
-    ax.grid(False, axis="y")
-    return ax
-
-
-def path_length_bars(
-    counts: Sequence[int], whole: Sequence[int] = (), ax: Axes | None = None
-) -> Axes:
-    """How many paths go through 0, 1, 2, … branches; `whole` as outlines behind."""
-    ax = ax or plt.subplots(figsize=(4, 2.5))[1]
-    if len(whole):
-        ax.bar(range(len(whole)), whole, fill=False, ec="0.4", lw=1)
-    ax.bar(range(len(counts)), counts, color=RESIDUAL, alpha=0.8)
-    ax.set_xlabel("branches on the path", fontsize=9)
-    ax.set_ylabel("paths", fontsize=9)
-    ax.tick_params(labelsize=9)
-    ax.locator_params(axis="x", integer=True)
-    ax.grid(False, axis="x")
-    return ax

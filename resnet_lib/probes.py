@@ -5,37 +5,29 @@ to the device of the images.
 """
 
 import contextlib
-import copy
 import difflib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
 from resnet_lib.resnet import evaluating
 
 __all__ = [
     "BlockParts",
-    "LesionedNet",
     "activations",
     "block_names",
     "block_parts",
-    "branch_ratios",
     "confident_mistakes",
-    "fold_batch_norm",
     "gradient_norms",
     "layer_responses",
     "layer_table",
     "lesion",
-    "path_lengths",
 ]
 
 
@@ -45,12 +37,11 @@ def _hooked(
 ) -> Iterator[None]:
     """Call note(name, module, inputs, output) behind each of these layers inside."""
     layers = {name: _find(model, name) for name in names}  # all known, or none hooked
-    handles = [m.register_forward_hook(partial(note, n)) for n, m in layers.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, layer in layers.items():
+            hook = layer.register_forward_hook(partial(note, name))
+            hooks.callback(hook.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _device(model: nn.Module, images: Tensor) -> torch.device:
@@ -121,14 +112,15 @@ def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
         gradients = torch.autograd.grad(
             loss, list(weights.values()), retain_graph=True, allow_unused=True
         )
+    norms = {}
     for name, gradient in zip(weights, gradients, strict=True):
         if gradient is None:
             raise ValueError(
                 f"The loss does not depend on the weight of {name!r}. Compute it from "
                 "this model's output, without detach or no_grad."
             )
-    norms = (gradient.norm().item() for gradient in gradients)
-    return dict(zip(weights, norms, strict=True))
+        norms[name] = gradient.norm().item()
+    return norms
 
 
 def layer_responses(model: nn.Module, images: Tensor) -> dict[str, float]:
@@ -154,10 +146,9 @@ def layer_table(model: nn.Module, shape: tuple[int, ...] | None = None) -> pd.Da
 
     Columns: name, kind, output shape, parameters, and the multiply-adds of one image,
     measured by hooks in one forward pass over zeros of `shape`, by default one image of
-    32×32 pixels with the channels that the model takes. Convolutions and linear
-    layers count multiply-adds, the paper's FLOPs (§3.3); BN counts none, because at
-    test time it folds into the convolution before it. The model's mode and its running
-    statistics are left as they were.
+    32×32 pixels with the channels that the model takes. Convolutions and linear layers
+    count (the paper's FLOPs, §3.3); BN does not, because at test time it folds into the
+    convolution before it. The model's mode and statistics are left as they were.
     """
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, PaddedIdentity)
     columns = ("name", "kind", "output shape", "parameters", "multiply-adds")
@@ -223,41 +214,22 @@ class BlockParts(NamedTuple):
 
 
 @torch.no_grad()
-def block_parts(
-    model: nn.Module, images: Tensor, names: Sequence[str] | None = None
-) -> dict[str, BlockParts]:
-    """x and F(x) of residual blocks, by name, in one forward pass over (N, C, H, W).
+def block_parts(model: nn.Module, images: Tensor) -> dict[str, BlockParts]:
+    """x and F(x) of every residual block, by name, for images (N, C, H, W).
 
-    All residual blocks if no `names` are given. The model runs in evaluation mode and
-    is left in the mode it was in. Paper §3.1 and Fig. 7.
-
-    Raises ValueError for a name that is no residual block.
+    The model runs in evaluation mode and is left in the mode it was in. Paper §3.1 and
+    Fig. 7.
     """
-    if names is None:
-        names = [
-            n for n in block_names(model) if isinstance(_find(model, n), BasicBlock)
-        ]
-    names = [names] if isinstance(names, str) else list(names)
+    names = [n for n, m in model.named_modules() if isinstance(m, BasicBlock)]
     parts: dict[str, BlockParts] = {}
 
     def keep(name, block, inputs, output) -> None:
         both = block.shortcut(*inputs), block.residual(*inputs)
         parts[name] = BlockParts(*(part.to(images.device) for part in both))
 
-    for name in names:
-        if not isinstance(_find(model, name), BasicBlock):
-            raise ValueError(f"{name!r} is no residual block: it has no F(x) to show.")
     with evaluating(model), _hooked(model, names, keep):
         model(images.to(_device(model, images)))
-    return {name: parts[name] for name in names}
-
-
-def branch_ratios(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """‖F(x)‖ / ‖x‖ of every residual block, by name, over images (N, C, H, W).
-
-    Compare the layer responses of paper §4.2 and Fig. 7.
-    """
-    return {name: parts.ratio for name, parts in block_parts(model, images).items()}
+    return parts
 
 
 def confident_mistakes(logits: Tensor, labels: Tensor) -> list[int]:
@@ -272,22 +244,11 @@ def confident_mistakes(logits: Tensor, labels: Tensor) -> list[int]:
     return wrong[order].tolist()
 
 
-def path_lengths(blocks: int) -> list[int]:
-    """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
-
-    A path takes the branch or the shortcut at every block, so the counts are binomial
-    coefficients, 2^blocks in all. Veit et al. 2016, §3.
-    """
-    return [math.comb(blocks, length) for length in range(blocks + 1)]
-
-
 # --- lesions --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def lesion(
-    model: nn.Module, scales: Mapping[str, float] | None = None
-) -> Iterator[nn.Module]:
+def lesion(model: nn.Module, scales: Mapping[str, float]) -> Iterator[nn.Module]:
     """Weaken blocks inside the `with`; the model is whole again after it.
 
     `scales` gives factors by block name. A residual block becomes
@@ -298,7 +259,6 @@ def lesion(
 
     Raises ValueError for an unknown block and for a scale outside 0 to 1.
     """
-    scales = dict(scales or {})
     blocks = {name: _find(model, name) for name in scales}
     for name, scale in scales.items():
         if not isinstance(blocks[name], BasicBlock | PlainBlock):
@@ -329,72 +289,3 @@ def _weakened(block: BasicBlock | PlainBlock, scale: float, x: Tensor) -> Tensor
     if scale == 0:
         return lent(x)
     return scale * PlainBlock.forward(block, x) + (1 - scale) * lent(x)
-
-
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy for evaluation in which each convolution does the work of its BN too.
-
-    A convolution's BN is the module that stands next to it, as in the blocks.
-    """
-    model = copy.deepcopy(model).eval()
-    for parent in model.modules():
-        for (conv, first), (bn, second) in pairwise(list(parent.named_children())):
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                setattr(parent, conv, fuse_conv_bn_eval(first, second))
-                setattr(parent, bn, nn.Identity())
-    return model
-
-
-class LesionedNet:
-    """A network's logits for one set of images (N, C, H, W), under one lesion or other.
-
-    A lesion changes nothing in front of the first block that it touches. So the inputs
-    of the stages are kept, and of the block that was touched first the last time; the
-    forward pass starts there, in a copy of the model whose BN is part of its
-    convolutions. The copy computes where the model does.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 100) -> None:
-        model = fold_batch_norm(model).to(memory_format=torch.channels_last)
-        self.model = model
-        self.batch_size = batch_size  # small: it stays in the processor's cache
-        self.names = block_names(model)
-        self.home = images.device
-        images = images.to(_device(model, images))
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            x = self._batched(images, model.conv1, model.bn1, model.relu)
-            self.stages = {0: x}  # inputs, by the position of the block that reads them
-            for position, name in enumerate(self.names):
-                if name.endswith(".0"):
-                    self.stages[position] = x
-                x = self._batched(x, model.get_submodule(name))
-            self.intact = self._head(x)  # logits (N, classes) without a lesion
-        self.last: dict[int, Tensor] = {}
-
-    def __call__(self, scales: Mapping[str, float] | None = None) -> Tensor:
-        """Logits (N, classes) under this lesion.
-
-        Raises ValueError for a lesion that `probes.lesion` refuses.
-        """
-        touched = {name for name, scale in (scales or {}).items() if scale != 1}
-        with lesion(self.model, scales), torch.no_grad():
-            if not touched:
-                return self.intact
-            first = min(self.names.index(name) for name in touched)
-            known = self.stages | self.last
-            start = max(position for position in known if position <= first)
-            blocks = [self.model.get_submodule(name) for name in self.names]
-            x = self._batched(known[start], *blocks[start:first])
-            self.last = {first: x}
-            return self._head(self._batched(x, *blocks[first:]))
-
-    def _batched(self, x: Tensor, *layers: nn.Module) -> Tensor:
-        """x through the layers, batch by batch."""
-        if not layers:
-            return x
-        return torch.cat([nn.Sequential(*layers)(b) for b in x.split(self.batch_size)])
-
-    def _head(self, x: Tensor) -> Tensor:
-        logits = self.model.fc(self.model.avgpool(x).flatten(1))  # (N, classes)
-        return logits.to(self.home)

@@ -343,15 +343,14 @@ GOOD = torch.rand(2, 3, 32, 32)
     ("x", "words", "mended"),
     [
         (GOOD[0], "(N, 3, H, W), got (3, 32, 32). Add the batch", "x[None]"),
-        (GOOD[0].permute(1, 2, 0), "got (32, 32, 3)", "x.permute(2, 0, 1)[None]"),
+        (GOOD[0].permute(1, 2, 0), "got (32, 32, 3)", "x[None]"),
         (GOOD.permute(0, 2, 3, 1), "got (2, 32, 32, 3)", "x.permute(0, 3, 1, 2)"),
-        (GOOD[:, :1], "network with in_channels=1", "x.expand(-1, 3, -1, -1)"),
-        (torch.rand(2, 4, 32, 32), "with in_channels=4", "x[:, :3]"),
+        (GOOD[:, :1], "Build the network with in_channels=1.", None),
         (GOOD.numpy(), "got ndarray. Convert", "torch.from_numpy(x)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "got torch.uint8", None),
         (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "Normalise them first", None),
         (torch.rand(2, 5, 32, 32), "Build the network with in_channels=5.", None),
-        (torch.rand(32, 32), "four dimensions", None),
+        (torch.rand(32, 32), "Give every image its channels", None),
         (torch.rand(2, 3, 0, 32), "1 × 1 pixel or more", None),
         ([1, 2], "got list", None),
         (None, "got NoneType", None),
@@ -364,7 +363,12 @@ def test_wrong_images_are_told_what_mends_them(x, words, mended):
     assert words in str(caught.value) and "\n" not in str(caught.value)
     if mended:
         assert mended in str(caught.value)
-        assert model(eval(mended)).shape[1] == 10
+        x = eval(mended)
+        if x.shape[3] == 3:  # a second remedy follows
+            with pytest.raises(ValueError, match=r"with x\.permute\(0, 3, 1, 2\)"):
+                model(x)
+            x = x.permute(0, 3, 1, 2)
+        assert model(x).shape[1] == 10
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])

@@ -279,8 +279,8 @@ WRONG = {
     "an array of masks": (LAST > 127, "bool from 0 to 1: convert", False),
     "a mask in numbers": ((PIXELS > 127).long(), "int64 from 0 to 1: conve", False),
     "channels last": (PIXELS.permute(0, 2, 3, 1), "got (20, 32, 32, 3). Move", True),
-    "rows": (PIXELS.flatten(1), "got (20, 3072). Rows", True),
-    "an array of rows": (ARRAY.reshape(20, -1), "got (20, 3072). Rows", True),
+    "rows": (PIXELS.flatten(1), "got (20, 3072). Give", True),
+    "an array of rows": (ARRAY.reshape(20, -1), "got (20, 3072). Give", True),
 }
 
 
@@ -356,22 +356,23 @@ def test_sparse_pictures_are_told_how_to_become_dense():
 
 
 HOT = torch.nn.functional.one_hot(LABELS)
+CONVERTED = "torch.as_tensor(labels).reshape(-1).long()"
 
 
 @pytest.mark.parametrize(
     ("labels", "words", "code"),
     [
-        (LABELS[:-1], "There are 20 images and 19 labels", None),
-        (LABELS[:, None], "got (20, 1)", "labels.reshape(-1)"),
-        (LABELS.numpy()[:, None], "got (20, 1)", "labels.reshape(-1)"),
-        (HOT, "got (20, 10)", "labels.argmax(1)"),
-        (HOT.float().numpy(), "got (20, 10)", "labels.argmax(1)"),
-        (LABELS.float(), "got float32", "labels.long()"),
-        (LABELS.numpy() / 1.0, "got float64", 'labels.astype("int64")'),
-        (["cat"] * 20, "got <U3. Number the classes", None),
-        (None, "got ()", None),
-        ([[1], [1, 2]] * 10, "list of mixed things. Give one class number", None),
-        ([torch.ones(2), 3] * 10, "list of mixed things. Give one class", None),
+        (LABELS[:-1], "20 whole numbers, got int64 of shape (19,)", None),
+        (LABELS[:, None], "of shape (20, 1)", CONVERTED),
+        (LABELS.numpy()[:, None], "of shape (20, 1)", CONVERTED),
+        (HOT, "of shape (20, 10)", "labels.argmax(1)"),
+        (HOT.float().numpy(), "of shape (20, 10)", "labels.argmax(1)"),
+        (LABELS.float(), "got float32", CONVERTED),
+        (LABELS.numpy() / 1.0, "got float64", CONVERTED),
+        (["cat"] * 20, "got <U3 of shape (20,). Give one class number", None),
+        (None, "got object of shape ()", None),
+        ([[1], [1, 2]] * 10, "got object of shape (). Give one class num", None),
+        ([torch.ones(2), 3] * 10, "got object of shape (). Give one class", None),
         (LABELS.to_sparse(), "sparse. Convert it with .to_dense()", None),
     ],
 )

@@ -11,7 +11,8 @@ import traitlets
 from PIL import Image
 
 from resnet_lib.data import Dataset, Images, Normalisation
-from resnet_lib.explorer import Explorer, read_picture
+from resnet_lib.datasets import read_picture
+from resnet_lib.explorer import Explorer
 from resnet_lib.explorer.inside import kernel_of, look_inside
 from resnet_lib.probes import block_names, block_parts, lesion
 from resnet_lib.resnet import get_model
@@ -296,7 +297,7 @@ GREY = (255 * RAMP).astype(np.uint8)
     ids=["8 bits", "16 bits", "12 bits", "broken eXIf", "large zTXt", "JPEG"],
 )
 def test_pictures_of_any_depth(content):
-    image = read_picture(content)
+    image = read_picture(content, 32)
     assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     assert abs(image.float().mean() - 127.5) < 2
     assert len(image.unique()) > 100
@@ -315,12 +316,12 @@ def test_cmyk_and_transparency():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no picture"),
-        (b"hello", "no picture"),
+        (b"", "it is none of PNG"),
+        (b"hello", "it is none of PNG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b'<?xml version="1.0"?><svg/>', "SVG"),
         (file(np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8))[:-900],
-         "damaged"),
+         "it cannot be decoded"),
         (file(np.zeros((9_500, 9_500), dtype=np.uint8)), "too many pixels"),
     ],
     ids=["empty", "text", "SVG", "XML", "cut", "huge"],

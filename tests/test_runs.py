@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, plots
+from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe
 from resnet_lib.runs import (
     COLUMNS,
     _tree,
@@ -27,6 +27,7 @@ from workshop.results import (
     comparison,
     draw,
     pages,
+    plain_vs_residual,
 )
 
 RUNS = recorded_runs()
@@ -211,7 +212,7 @@ def test_the_curves_are_those_of_the_runs(record, tmp_path):
     for model in ("plain20", "resnet20", "plain56", "resnet56"):
         record(model, 0.3 if "plain56" not in model else 0.5)
     runs = recorded_runs(tmp_path)
-    axes = plots.plain_vs_residual(histories(runs))
+    axes = plain_vs_residual(histories(runs))
     for ax, deep in zip(axes, (50, 30), strict=True):
         ends = [line.get_ydata()[-1] for line in ax.lines if len(line.get_ydata())]
         assert np.allclose(sorted(ends), sorted([30, 15, deep, deep / 2]))

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 
 from resnet_lib import plots
 from resnet_lib.paths import data_home
 from resnet_lib.recipe import PAPER, Recipe
 from resnet_lib.runs import MAY_DIFFER, Run, histories, longest_study, recorded_runs
 
-__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "pages"]
+__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "pages", "plain_vs_residual"]
 
 # Read off the curves of Fig. 6, so only about right.
 PAPER_PLAIN = {"plain20": 9.5, "plain32": 10, "plain44": 12, "plain56": 13.5}
@@ -174,11 +175,41 @@ def pages(runs: Mapping[str, Run]) -> dict[Path, str]:
     }
 
 
+def plain_vs_residual(histories: pd.DataFrame) -> Sequence[plt.Axes]:
+    """Error against iterations, plain nets left and residual nets right, as in Fig. 6.
+
+    `histories` is a table of `runs.histories`. Training error dashed, test error solid,
+    deeper nets in stronger colours. Where a depth has several seeds the line is their
+    mean, and a band reaches from the lowest to the highest.
+    """
+    axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)[1]
+    shown = histories[histories["part"] != "validation"]
+    depths = sorted(shown["layers"].unique())
+    nets = {"plain": plots.PLAIN, "residual": plots.RESIDUAL}
+    for ax, (net, colour) in zip(axes, nets.items(), strict=True):
+        colours = sns.light_palette(colour, len(depths) + 1)[1:]
+        sns.lineplot(
+            shown[shown["net"] == net],
+            x="iteration",
+            y="error (%)",
+            hue="layers",
+            style="part",
+            dashes={"train": (3, 1.5), "test": ""},
+            hue_order=depths,
+            palette=dict(zip(depths, colours, strict=True)),
+            errorbar=("pi", 100),
+            ax=ax,
+        )
+        ax.set(title=f"{net} nets", ylim=(0, 100))
+        sns.move_legend(ax, "upper right", ncols=2)
+    return axes
+
+
 def draw(runs: Mapping[str, Run], path: Path) -> None:
     """The figure that makes the point: plain against residual, deep against shallow."""
     plots.use_style()
     study = longest_study(runs)
-    axes = plots.plain_vs_residual(histories(study))
+    axes = plain_vs_residual(histories(study))
     length = next(iter(study.values())).recipe["iterations"]
     part = (
         ", the paper's length"

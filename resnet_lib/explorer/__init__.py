@@ -1,6 +1,5 @@
 """The explorer: one widget opens a network, drawn in the browser."""
 
-from resnet_lib.explorer.pictures import read_picture
 from resnet_lib.explorer.widget import Explorer
 
-__all__ = ["Explorer", "read_picture"]
+__all__ = ["Explorer"]

@@ -52,23 +52,15 @@ def draw(explorer: "Explorer") -> Figure:
     maps = lower.subplots(1, len(steps), squeeze=False)[0]
     limit = max(float(step[channel].abs().max()) for step in steps.values()) or 1.0
     for ax, (name, step) in zip(maps, steps.items(), strict=True):
-        drawn = ax.imshow(
-            step[channel].numpy(),
-            cmap="RdBu_r",
-            vmin=-limit,
-            vmax=limit,
-            interpolation="nearest",
-        )
+        look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        drawn = ax.imshow(step[channel].numpy(), interpolation="nearest", **look)
         ax.set_title(name, fontsize=10)
         ax.set_xticks([])
         ax.set_yticks([])
         if explorer.pixel:
             row, column = explorer.pixel
-            ax.add_patch(
-                Rectangle(
-                    (column - 0.5, row - 0.5), 1, 1, fill=False, ec="#009E73", lw=2
-                )
-            )
+            corner = (column - 0.5, row - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#009E73", lw=2))
     bar = lower.colorbar(drawn, ax=maps, shrink=0.9, format="%.1f")
     bar.ax.tick_params(labelsize=8)
     words = f"{explorer.net}, {explorer.block}, channel {channel}"
@@ -83,13 +75,22 @@ def _caption(explorer: "Explorer") -> str:
 
 
 def _answers(explorer: "Explorer", title: str, ax) -> None:
-    """Probabilities of one network, the whole network's as outlines."""
-    whole = explorer.look(title, {}).logits[0].softmax(0)
-    now = explorer.look(title).logits[0].softmax(0)
+    """Probabilities of one network in percent, the whole network's as outlines."""
     residual = any(isinstance(m, BasicBlock) for m in explorer.models[title].modules())
     colour = plots.RESIDUAL if residual else plots.PLAIN
-    before = whole if explorer.scales else None
-    plots.class_bars(now, explorer.data.classes, explorer.label, before, colour, ax)
+    places = range(len(explorer.data.classes))
+    now = 100 * explorer.look(title).logits[0].softmax(0)
+    ax.barh(places, now.numpy(), color=colour, alpha=0.8)
+    if explorer.scales:
+        whole = 100 * explorer.look(title, {}).logits[0].softmax(0)
+        ax.barh(places, whole.numpy(), fill=False, ec="0.4", lw=1)
+    names = explorer.data.classes
+    names = [f"★ {c}" if i == explorer.label else c for i, c in enumerate(names)]
+    ax.set_yticks(places, names, fontsize=9)
+    ax.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), xticks=(0, 50, 100))
+    ax.set_xlabel("probability (%)", fontsize=9)
+    ax.tick_params(axis="x", labelsize=9)
+    ax.grid(False, axis="y")
     off = ", ".join(f"{name} × {s:g}" for name, s in explorer.scales.items())
     ax.set_title(f"{title}{': ' + off if off else ''}", fontsize=10)
 

@@ -1,17 +1,31 @@
-"""What a network does with one picture: every number that the explorer shows."""
+"""What a network does with pictures: every number that the explorer shows."""
 
+import copy
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
-from resnet_lib.probes import block_names
+from resnet_lib.probes import block_names, lesion
 from resnet_lib.resnet import evaluating
 
-__all__ = ["Inside", "Kernel", "kernel_of", "look_inside", "untouched", "way_around"]
+__all__ = [
+    "Inside",
+    "Kernel",
+    "LesionedNet",
+    "fold_batch_norm",
+    "kernel_of",
+    "look_inside",
+    "path_lengths",
+    "untouched",
+    "way_around",
+]
 
 
 class Inside(NamedTuple):
@@ -113,3 +127,85 @@ def kernel_of(model: nn.Module, block: str, channel: int) -> Kernel:
     scale = bn.weight[channel] / (bn.running_var[channel] + bn.eps).sqrt()
     shift = bn.bias[channel] - scale * bn.running_mean[channel]
     return Kernel(conv.weight[channel].detach(), scale.item(), shift.item())
+
+
+def path_lengths(blocks: int) -> list[int]:
+    """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
+
+    A path takes the branch or the shortcut at every block, so the counts are binomial
+    coefficients, 2^blocks in all. Veit et al. 2016, §3.
+    """
+    return [math.comb(blocks, length) for length in range(blocks + 1)]
+
+
+# --- many pictures, one lesion after another ------------------------------------------
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy for evaluation in which each convolution does the work of its BN too.
+
+    A convolution's BN is the module that stands next to it, as in the blocks.
+    """
+    model = copy.deepcopy(model).eval()
+    for parent in model.modules():
+        for (conv, first), (bn, second) in pairwise(list(parent.named_children())):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(parent, conv, fuse_conv_bn_eval(first, second))
+                setattr(parent, bn, nn.Identity())
+    return model
+
+
+class LesionedNet:
+    """A network's logits for one set of images (N, C, H, W), under one lesion or other.
+
+    A lesion changes nothing in front of the first block that it touches. So the inputs
+    of the stages are kept, and of the block that was touched first the last time; the
+    forward pass starts there, in a copy of the model whose BN is part of its
+    convolutions. The copy computes where the model does.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, batch_size: int = 100) -> None:
+        model = fold_batch_norm(model).to(memory_format=torch.channels_last)
+        self.model = model
+        self.batch_size = batch_size  # small: it stays in the processor's cache
+        self.names = block_names(model)
+        self.home = images.device
+        images = images.to(model.conv1.weight.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            x = self._batched(images, model.conv1, model.bn1, model.relu)
+            self.stages = {0: x}  # inputs, by the position of the block that reads them
+            for position, name in enumerate(self.names):
+                if name.endswith(".0"):
+                    self.stages[position] = x
+                x = self._batched(x, model.get_submodule(name))
+            self.intact = self._head(x)  # logits (N, classes) without a lesion
+        self.last: dict[int, Tensor] = {}
+
+    def __call__(self, scales: Mapping[str, float] | None = None) -> Tensor:
+        """Logits (N, classes) under this lesion.
+
+        Raises ValueError for a lesion that `probes.lesion` refuses.
+        """
+        scales = scales or {}
+        touched = {name for name, scale in scales.items() if scale != 1}
+        with lesion(self.model, scales), torch.no_grad():
+            if not touched:
+                return self.intact
+            first = min(self.names.index(name) for name in touched)
+            known = self.stages | self.last
+            start = max(position for position in known if position <= first)
+            blocks = [self.model.get_submodule(name) for name in self.names]
+            x = self._batched(known[start], *blocks[start:first])
+            self.last = {first: x}
+            return self._head(self._batched(x, *blocks[first:]))
+
+    def _batched(self, x: Tensor, *layers: nn.Module) -> Tensor:
+        """x through the layers, batch by batch."""
+        if not layers:
+            return x
+        return torch.cat([nn.Sequential(*layers)(b) for b in x.split(self.batch_size)])
+
+    def _head(self, x: Tensor) -> Tensor:
+        logits = self.model.fc(self.model.avgpool(x).flatten(1))  # (N, classes)
+        return logits.to(self.home)

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock
 from resnet_lib.data import Dataset, Normalisation
+from resnet_lib.datasets import read_picture
 from resnet_lib.explorer.inside import (
     Inside,
+    LesionedNet,
     kernel_of,
     look_inside,
+    path_lengths,
     untouched,
     way_around,
 )
-from resnet_lib.explorer.pictures import read_picture
-from resnet_lib.probes import LesionedNet, block_names, confident_mistakes, path_lengths
+from resnet_lib.probes import block_names, confident_mistakes
 from resnet_lib.runs import Run
 
 __all__ = ["Explorer", "describe_net", "pictures_for"]
@@ -222,10 +224,8 @@ class Explorer(anywidget.AnyWidget):
 
         Raises ValueError, in words, for what is no picture.
         """
-        if isinstance(picture, str | Path):
-            picture = Path(picture).expanduser().read_bytes()
         if not isinstance(picture, Tensor):
-            picture = read_picture(picture)
+            picture = read_picture(picture, size=32)
         if tuple(picture.shape) != (3, 32, 32) or picture.dtype != torch.uint8:
             raise ValueError(
                 f"A picture is uint8 of shape (3, 32, 32), not {picture.dtype} of "

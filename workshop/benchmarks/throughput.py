@@ -43,8 +43,9 @@ from resnet_lib.cifar10 import download_cifar10
 from resnet_lib.data import Batches, Normalisation
 from resnet_lib.datasets import load_cifar10
 from resnet_lib.device import keeping_freed_memory
+from resnet_lib.explorer.inside import fold_batch_norm
 from resnet_lib.paths import data_home, data_root
-from resnet_lib.probes import fold_batch_norm, layer_table
+from resnet_lib.probes import layer_table
 from resnet_lib.runs import describe_environment, write_json
 
 BATCH = PAPER.batch_size
