@@ -543,10 +543,10 @@ def test_finished_means_one_thing(run):
 
 def test_what_is_no_state_dict_is_not_called_damaged(tmp_path):
     cases = {
-        "holds Python objects, such as a whole model": small_net(),
+        "If it is a whole model, load it where it was made": small_net(),
         "holds no state_dict": {"a": torch.ones(1), "b": 3},
         "holds no state_dict: a name and a tensor": [1, 2],
-        "holds Python objects": {"a": np.float64(3)},
+        "holds no state_dict: a name": {"a": np.float64(3)},
     }
     for told, value in cases.items():
         torch.save(value, tmp_path / "w.pt")
