@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,15 +37,19 @@ except ImportError:  # Windows has locks of its own
 __all__ = ["RunFolder", "has_locks", "network_name"]
 
 
-KEPT = "What was saved before is kept; the same call goes on from there."
-
-
-def _on_rank_zero(method: Callable) -> Callable:
+def _on_disk(method: Callable) -> Callable:
     """Rank 0 alone touches the disk; its answer and its errors reach every rank."""
 
     @functools.wraps(method)
     def on_zero(folder: "RunFolder", *arguments):
-        return folder.ranks.on_rank_zero(lambda: method(folder, *arguments))
+        try:
+            return folder.ranks.on_rank_zero(lambda: method(folder, *arguments))
+        except OSError as error:  # "No space left on device" names no folder
+            raise OSError(
+                f"The run folder {folder.path} cannot be written: {error}. Choose "
+                "another one, or make it writable: the same call goes on from what was "
+                "saved before."
+            ) from error
 
     return on_zero
 
@@ -58,11 +62,7 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        path: Path,
-        state: Training,
-        ranks: Ranks = Ranks(),  # noqa: B008  frozen
-        snapshots: Sequence[int] = (),
+        self, path: Path, state: Training, ranks: Ranks, snapshots: Sequence[int]
     ) -> None:
         self.path, self.state, self.ranks = path, state, ranks
         self.snapshots = set(snapshots)
@@ -83,40 +83,30 @@ class RunFolder:
 
     def open(self) -> bool:
         """Make the folder or go on with it; True if its run is finished already."""
-        try:
-            finished = self._open()
-            if self.ranks.size > 1:  # every rank goes on from where rank 0 stands
-                content = self._state()
-                if not self.ranks.first:
-                    self.state.load_state_dict(_from_bytes(content))
-        except BaseException:
-            self.lock.release()
-            raise
+        finished = self._open()
+        if finished:
+            self.close()  # if a kill came before it
+        if self.ranks.size > 1:  # every rank goes on from where rank 0 stands
+            sent = self.ranks.on_rank_zero(lambda: _to_bytes(self.state.state_dict()))
+            if not self.ranks.first:
+                self.state.load_state_dict(_from_bytes(sent))
         return finished
 
-    @_on_rank_zero
-    def _state(self) -> bytes:
-        return _to_bytes(self.state.state_dict())
-
-    @_on_rank_zero
+    @_on_disk
     def _open(self) -> bool:
-        with self._writing("Choose another one."):
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not Run(self.path).finished:
-                self._lock()
-            # Asked again under the lock: another process may have finished it since.
-            finished = Run(self.path).finished
-            self._check_owner()
-            self._check_identity()
-            if finished:
-                self._load_finished()
-                self._remove_checkpoints()  # if a kill came before it
-                self.release()
-            else:
-                self._resume()
-                self._note_machine()
-                # Rows written after the checkpoint will be measured again.
-                write_atomically(self.history, history_text(self.state.rows).encode())
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not Run(self.path).finished:
+            self._lock()
+        # Asked again under the lock: another process may have finished it since.
+        finished = Run(self.path).finished
+        self._check_identity()
+        if finished:
+            self._load_finished()
+        else:
+            self._resume()
+            self._note_machine()
+            # Rows written after the checkpoint will be measured again.
+            write_atomically(self.history, history_text(self.state.rows).encode())
         return finished
 
     def _load_finished(self) -> None:
@@ -157,16 +147,6 @@ class RunFolder:
         if self.state.at_end and self.ranks.first:
             self.path.joinpath(".lock").unlink(missing_ok=True)
 
-    def _check_owner(self) -> None:
-        """A folder without recipe.json is no run's: its files are somebody else's."""
-        files = (self.history, self.weights, *self.checkpoints)
-        found = [path.name for path in files if path.exists()]
-        if found and not (self.path / "recipe.json").exists():
-            raise RuntimeError(
-                f"{self.path} holds {found[0]} and no recipe.json, so it is of another "
-                "program or has lost its record. Choose another folder."
-            )
-
     def _check_identity(self) -> None:
         """Write what this run is, or compare it with what the folder says."""
         state = self.state
@@ -181,6 +161,12 @@ class RunFolder:
         about = json.loads(json.dumps(about))  # tuples as lists, as in the file
         path = self.path / "recipe.json"
         if not path.exists():
+            files = (self.history, self.weights, *self.checkpoints)
+            if found := [file.name for file in files if file.exists()]:
+                raise RuntimeError(
+                    f"{self.path} holds {found[0]} and no recipe.json, so it is of "
+                    "another program or has lost its record. Choose another folder."
+                )
             # Last, since a folder with a recipe.json has to be whole after a kill.
             write_json(self.path / "environment.json", self._environment())
             write_json(path, about)
@@ -188,29 +174,20 @@ class RunFolder:
         ours = about | about.pop("recipe")
         theirs = read_about(self.path)
         theirs |= theirs.pop("recipe")
+        network = "of another network: other layers, hooks, code or frozen weights"
+        told = {
+            "network": network,
+            "network_digest": network,
+            "data_digest": f"on other data of the name {state.data.name!r}: other "
+            "pictures, labels, sizes or classes",
+        }
         for key, value in ours.items():
             if theirs.get(key, value) != value:  # older runs say less
-                raise ValueError(self._difference(key, theirs[key], value))
-
-    def _difference(self, key: str, theirs: object, ours: object) -> str:
-        if key in ("network", "network_digest"):
-            other = ": other layers, hooks, code or frozen weights"
-            if key == "network" and theirs:
-                other = f", {theirs}"
-            return (
-                f"{self.path} holds a run of another network{other}. Choose another "
-                "folder, or build the network that it was begun with."
-            )
-        if key == "data_digest":
-            return (
-                f"{self.path} holds a run on other data of the name "
-                f"{self.state.data.name!r}: other pictures, labels, sizes or classes. "
-                "Choose another folder, or give the data that it was begun with."
-            )
-        return (
-            f"{self.path} holds a run with {key} = {theirs!r}, not {ours!r}. Choose "
-            f"another folder, or the same {key}."
-        )
+                other = told.get(key, f"with {key} = {theirs[key]!r}, not {value!r}")
+                raise ValueError(
+                    f"{self.path} holds a run {other}. Choose another folder, or go on "
+                    "with what the run was begun with."
+                )
 
     def _environment(self) -> dict:
         profile, size = self.state.profile, self.ranks.size
@@ -235,25 +212,23 @@ class RunFolder:
         state = self._newest_checkpoint()
         if state is None:
             return
-        if state.get("network") != str(self.state.model):
-            raise ValueError(
-                f"The checkpoint in {self.path} is of another network. Choose another "
-                "folder, or build the network that it was started with."
-            )
         ranks = state.get("ranks", 1)  # runs from before there could be several
         if ranks != self.ranks.size:
+            begun = "1 process" if ranks == 1 else f"{ranks} processes"
             raise ValueError(
-                f"The run in {self.path} was begun with {_processes(ranks)}, not "
-                f"{self.ranks.size}, and each takes its own share of a batch. Go "
-                f"on with {_processes(ranks)}, or choose another folder."
+                f"The run in {self.path} was begun with {begun}, not "
+                f"{self.ranks.size}, and each takes its own share of a batch. Go on "
+                f"with {begun}, or choose another folder."
             )
         try:
+            if state["network"] != str(self.state.model):
+                raise ValueError("another network")
             self.state.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RuntimeError(
-                f"The checkpoint in {self.path} is not one of this version of the "
-                f"library ({error!r}). Choose another folder, or delete it to start "
-                "this run anew."
+                f"The checkpoint in {self.path} is not one of this network and this "
+                f"version of the library ({error!r}). Choose another folder, or delete "
+                "it to start this run anew."
             ) from error
 
     def _newest_checkpoint(self) -> dict | None:
@@ -274,7 +249,7 @@ class RunFolder:
             )
         return None
 
-    @_on_rank_zero
+    @_on_disk
     def kept(self) -> str:
         state = self._newest_checkpoint()
         if state is None:
@@ -283,62 +258,46 @@ class RunFolder:
 
     # --- writing ---
 
-    @contextlib.contextmanager
-    def _writing(self, remedy: str = KEPT) -> Iterator[None]:
-        """The system's "No space left on device" names neither folder nor remedy."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                f"The run folder {self.path} cannot be written: {error}. {remedy}"
-            ) from error
-
-    @_on_rank_zero
+    @_on_disk
     def append(self, row: dict) -> None:
         """A row of the history. The last one says that the run is finished, so the
         weights are there before it."""
-        with self._writing():
-            if self.state.at_end:
-                content = _to_bytes(_on_cpu(self.state.model.state_dict()))
-                write_atomically(self.weights, content)
-            with open(self.history, "a") as file:
-                file.write(history_text([row], header=False))
+        if self.state.at_end:
+            write_atomically(self.weights, _to_bytes(self._state_dict()))
+        with open(self.history, "a") as file:
+            file.write(history_text([row], header=False))
 
-    @_on_rank_zero
+    @_on_disk
     def save(self) -> None:
         """A checkpoint; the one before it is kept too."""
-        state = self.state.state_dict()
-        state["ranks"] = self.ranks.size
-        content = _to_bytes(state)
+        content = _to_bytes(self.state.state_dict() | {"ranks": self.ranks.size})
         newest, previous = self.checkpoints
-        with self._writing():
-            # A damaged file must not take the place of the only whole one: a kill
-            # before the new one is written would leave nothing.
-            if newest.exists() and not self.newest_is_damaged:
-                newest.replace(previous)
-            # The digest tells a damaged file from a whole one before it is loaded.
-            write_atomically(newest, hashlib.sha256(content).digest() + content)
+        # A damaged file must not take the place of the only whole one: a kill before
+        # the new one is written would leave nothing.
+        if newest.exists() and not self.newest_is_damaged:
+            newest.replace(previous)
+        # The digest tells a damaged file from a whole one before it is loaded.
+        write_atomically(newest, hashlib.sha256(content).digest() + content)
         self.newest_is_damaged = False
 
     def snapshot(self) -> None:
         if self.state.iteration in self.snapshots:
             self._snapshot()
 
-    @_on_rank_zero
+    @_on_disk
     def _snapshot(self) -> None:
-        half = halved(_on_cpu(self.state.model.state_dict()))
         path = self.path / "snapshots" / f"iteration-{self.state.iteration:06d}.pt"
-        with self._writing():
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, _to_bytes(half))
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, _to_bytes(halved(self._state_dict())))
 
-    @_on_rank_zero
+    def _state_dict(self) -> dict[str, Tensor]:
+        """The weights in the default memory format, for any other program."""
+        state = self.state.model.state_dict()
+        return {name: w.detach().cpu().contiguous() for name, w in state.items()}
+
+    @_on_disk
     def close(self) -> None:
-        with self._writing():
-            self._remove_checkpoints()
-
-    def _remove_checkpoints(self) -> None:
-        """And what a kill left of one (.part)."""
+        """Remove the checkpoints, and what a kill left of one (.part)."""
         for path in self.checkpoints:
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".part").unlink(missing_ok=True)
@@ -351,39 +310,26 @@ def has_locks(path: Path) -> bool:
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True  # another process holds it
-        except OSError:
-            return False
+        except OSError as error:
+            return isinstance(error, BlockingIOError)  # another process holds it
     return True
 
 
 def _read_checkpoint(path: Path) -> dict | None:
     """What a checkpoint holds, or None if it is damaged."""
     whole = path.read_bytes()
-    digest, content = whole[:32], whole[32:]
-    if hashlib.sha256(content).digest() != digest:
-        return None
-    # Anyone can compute a digest. A file that would run code is refused like a damaged
-    # one; torch.load raises whatever its bytes lead to.
-    with contextlib.suppress(Exception):
-        state = _from_bytes(content)
-        return state if isinstance(state, dict) else None
-    return None
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"
+    digest, content, state = whole[:32], whole[32:], None
+    if hashlib.sha256(content).digest() == digest:
+        # Anyone can compute a digest. A file that would run code is refused like a
+        # damaged one; torch.load raises whatever its bytes lead to.
+        with contextlib.suppress(Exception):
+            state = _from_bytes(content)
+    return state if isinstance(state, dict) else None
 
 
 def network_name(model: nn.Module) -> str:
     name = getattr(model, "name", None)
     return name if isinstance(name, str) else type(model).__name__
-
-
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A `state_dict` in the default memory format, for any other program."""
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def _to_bytes(value: object) -> bytes:

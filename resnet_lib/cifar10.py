@@ -1,6 +1,5 @@
 """CIFAR-10 and its sister CIFAR-100 on disk: find, download, verify."""
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -46,19 +45,16 @@ class Source:
     @classmethod
     def of(cls, known: type[torchvision.datasets.CIFAR10]) -> "Source":
         """What torchvision knows about a set."""
-        meta = known.meta
-        title = known.__name__.replace("CIFAR", "CIFAR-")
-        files = dict([*known.train_list, *known.test_list])
-        files[meta["filename"]] = meta["md5"]
+        train, test, meta = dict(known.train_list), dict(known.test_list), known.meta
         return cls(
-            title=title,
+            title=known.__name__.replace("CIFAR", "CIFAR-"),
             folder=known.base_folder,
             url=known.url,
             archive=known.filename,
             md5=known.tgz_md5,
-            files=files,
-            train=tuple(name for name, _ in known.train_list),
-            test=tuple(name for name, _ in known.test_list),
+            files=train | test | {meta["filename"]: meta["md5"]},
+            train=tuple(train),
+            test=tuple(test),
             meta=(meta["filename"], meta["key"]),
             variable=f"RESNET_LIB_{known.__name__}_URL",
         )
@@ -88,16 +84,13 @@ def find(source: Source, root: Path | str | None = None) -> Path | None:
     if not folder.is_dir():
         return None
     for name, md5 in source.files.items():
-        if not (folder / name).is_file():
-            problem = "is missing"
-        elif not check_integrity(folder / name, md5):
-            problem = "is damaged (its md5 sum is wrong)"
-        else:
-            continue
-        raise RuntimeError(
-            f"{folder / name} {problem}. Delete the folder {folder} and run again to "
-            f"download {source.title} afresh."
-        )
+        if not check_integrity(folder / name, md5):
+            damaged = "is damaged (its md5 sum is wrong)"
+            problem = damaged if (folder / name).is_file() else "is missing"
+            raise RuntimeError(
+                f"{folder / name} {problem}. Delete the folder {folder} and run again "
+                f"to download {source.title} afresh."
+            )
     return folder
 
 
@@ -139,46 +132,45 @@ def download(
 def _fetch(source: Source, url: str, path: Path) -> None:
     """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
     part = path.with_name(path.name + ".part")
-    start = part.stat().st_size if part.exists() else 0
-    remedy = (
-        "Run again to go on from there, or give another address of the same archive in "
-        f"{source.variable} (file:///… for one on disk)."
-    )
+    another = f"give another address of the same archive in {source.variable}"
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        with urllib.request.urlopen(request, timeout=20) as response:
-            if response.status != 206:  # the server sends the whole file
-                start = 0
-            size = response.headers.get("Content-Length")
-            bar = progress_bar(
-                desc=source.title,
-                initial=start,
-                total=start + int(size) if size else None,
-                unit="B",
-                unit_scale=True,
-            )
-            with bar, open(part, "ab" if start else "wb") as file:
-                while chunk := response.read(1 << 18):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if size and part.stat().st_size < start + int(size):
-                raise OSError("the connection closed early")
+        _append(url, part, source.title)
     # ValueError: an address without a scheme; HTTPException is no OSError.
     except (OSError, ValueError, http.client.HTTPException) as error:
         nothing_left = isinstance(error, urllib.error.HTTPError) and error.code == 416
         if not nothing_left:  # else the md5 sum decides
-            raise OSError(f"{url} could not be read: {error}. {remedy}") from error
+            raise OSError(
+                f"{url} could not be read: {error}. Run again to go on from there, or "
+                f"{another} (file:///… for one on disk)."
+            ) from error
     if not check_integrity(part, source.md5):
-        found = hashlib.md5(part.read_bytes()).hexdigest()
         part.unlink()
         raise OSError(
-            f"{url} is not the {source.title} archive (md5 {found}, expected "
-            f"{source.md5}); the file was deleted. Run again, or give another address "
-            f"in {source.variable}."
+            f"{url} is not the {source.title} archive, whose md5 sum is {source.md5}; "
+            f"the file was deleted. Run again, or {another}."
         )
     part.rename(path)
+
+
+def _append(url: str, part: Path, title: str) -> None:
+    """Download what `part` lacks of the file at `url`."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    with urllib.request.urlopen(request, timeout=20) as response:
+        if response.status != 206:  # the server sends the whole file
+            start = 0
+        size = response.headers.get("Content-Length")
+        end = start + int(size) if size else None
+        options = {"unit": "B", "unit_scale": True}
+        bar = progress_bar(desc=title, initial=start, total=end, **options)
+        with bar, open(part, "ab" if start else "wb") as file:
+            while chunk := response.read(1 << 18):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if end and part.stat().st_size < end:
+        raise OSError("the connection closed early")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Several processes, one training: what each takes, and what all agree on.
 
-`torchrun` starts the processes and gives each its number, its rank. Every rank draws
-the same batches and computes on its own share of each; gradients are averaged before
-every update, so the weights stay equal. Rank 0 alone reads and writes the run's folder.
+`torchrun` starts the processes and numbers them: their ranks. Every rank draws the same
+batches and computes on its own share of each; gradients are averaged before every
+update, so the weights stay equal. Rank 0 alone reads and writes the run's folder.
 """
 
 import contextlib
@@ -76,12 +76,10 @@ class Ranks:
     def wrap(self, model: nn.Module, images: Tensor) -> nn.Module:
         """The same weights everywhere, rank 0's, and gradients that are averaged.
 
-        `images` (N, 3, H, W), two or more, are for a trial pass that changes nothing.
-
-        Running statistics of BN stay each rank's own; the paper, on two GPUs, says
-        nothing of exchanging them. They play no part in training; `broadcast_buffers`
-        deals rank 0's out before an evaluation, which is cheaper than at every
-        update.
+        `images` (N, C, H, W), two or more, are for a trial pass that changes nothing.
+        Running statistics of BN stay each rank's own until an evaluation takes rank
+        0's, which is cheaper than at every update; they play no part in training. The
+        paper, on two GPUs, says nothing of exchanging them.
         """
         known = inspect.signature(DistributedDataParallel).parameters
         new, old = "forward_sync_buffers", "broadcast_buffers"  # renamed by PyTorch
@@ -97,11 +95,6 @@ class Ranks:
         model.load_state_dict(before)
         return wrapped
 
-    def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every rank rank 0's running statistics."""
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
-
     def all_reduce(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Scalars on one device, each summed over the ranks."""
         sums = torch.stack([value.double() for value in values])
@@ -116,12 +109,6 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return votes.bool().tolist()
 
-    def all_gather(self, part: Tensor) -> Tensor:
-        """Every rank's rows (n, …) in the order of the ranks, on the CPU."""
-        parts = [None] * self.size
-        dist.all_gather_object(parts, part.cpu())
-        return torch.cat(parts)
-
     def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Rank 0 acts; what it returns or raises, every rank returns or raises.
 
@@ -129,17 +116,16 @@ class Ranks:
         """
         if self.size == 1:
             return action()
-        answer = [None, None]
+        answer = [None, None]  # a result, an error
         if self.first:
             try:
                 answer[0] = action()
             except Exception as error:
                 answer[1] = error
         dist.broadcast_object_list(answer, 0)
-        result, error = answer
-        if error is not None:
-            raise error
-        return result
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
 
 class DataParallelTraining(Training):
@@ -166,14 +152,16 @@ class DataParallelTraining(Training):
         super()._count(loss / self.ranks.size, wrong)
 
     def evaluate(self, images: Images) -> Evaluation:
-        """Judge a whole set; the ranks share each part of it, so that none waits
-        long."""
-        self.ranks.broadcast_buffers(self.model)
+        """Judge a whole set; each part of it is shared, so that no rank waits long."""
+        for buffer in self.model.buffers():  # rank 0's running statistics
+            dist.broadcast(buffer, 0)
         logits = []
         for start in range(0, len(images), 1_000):
             part = images[start : start + 1_000]
             mine = super().evaluate(part[self.ranks.shard(len(part))])
-            logits.append(self.ranks.all_gather(mine.logits))
+            shares = [None] * self.ranks.size
+            dist.all_gather_object(shares, mine.logits)
+            logits += shares
         return Evaluation(torch.cat(logits), images.labels.cpu())
 
 
@@ -189,7 +177,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
         return
     backend = "gloo"
     if torch.cuda.is_available() and not str(device).startswith("cpu"):
-        _take_gpu(int(os.environ["LOCAL_RANK"]))
+        _take_gpu()
         backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
@@ -208,9 +196,9 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _take_gpu(local_rank: int) -> None:
+def _take_gpu() -> None:
     """Make one GPU of this machine what "cuda" means in this process."""
-    count = torch.cuda.device_count()
+    local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local_rank >= count:
         raise ValueError(
             f"This machine has {count} GPU{'s' * (count > 1)} and more processes than "

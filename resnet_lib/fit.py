@@ -93,9 +93,9 @@ def fit(
     Ctrl-C (SIGINT), SIGTERM and `max_minutes` stop after the running iteration, with a
     checkpoint; in a notebook, Ctrl-C stops the cells that follow too. Raises
     FloatingPointError when the loss is no longer finite, TypeError or ValueError for
-    arguments that cannot be followed, ValueError for a run folder of
-    another network, recipe or data, RuntimeError for a damaged one and for one that
-    another process is writing to, OSError for one that cannot be written.
+    arguments that cannot be followed, ValueError for a run folder of another network,
+    recipe or data, RuntimeError for a damaged one and for one that another process is
+    writing to, OSError for one that cannot be written.
     """
     times = {"max_minutes": max_minutes, "checkpoint_seconds": checkpoint_seconds}
     for name, value in times.items():
@@ -110,15 +110,15 @@ def fit(
         state = Training(model, data, recipe, device, graphed=graphed)
     folder = RunFolder(expanded(run), state, ranks, snapshots) if run else None
     progress = progress and ranks.first
-    loop = _Loop(state, ranks, folder, 60 * max_minutes, checkpoint_seconds, on_row)
+    limits = (60 * max_minutes, checkpoint_seconds)
     try:
         with computing(state, folder and folder.threads, progress):
             if folder and folder.open():
                 return Fit("finished", state.iteration, state.rows)
-            status = loop.run(progress)
+            status = _train(state, ranks, folder, on_row, *limits, progress)
     except FloatingPointError as error:
         kept = f" {folder.kept()}" if folder else ""
-        raise FloatingPointError(f"{error}{kept} {_smaller(state)}.") from None
+        raise FloatingPointError(f"{error}{kept} {_remedy(state)}.") from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -177,7 +177,7 @@ def _choose_threads(state: Training, say: bool) -> int:
     return best
 
 
-def _smaller(state: Training) -> str:
+def _remedy(state: Training) -> str:
     """What to do about a loss or weights that are no longer finite."""
     field = "weight_decay" if state.recipe.weight_decay > 1 else "lr"
     remedy = f"Lower the recipe's {field}"
@@ -186,74 +186,66 @@ def _smaller(state: Training) -> str:
     return remedy
 
 
-@dataclass
-class _Loop:
-    """Steps, rows, checkpoints and the reasons to stop."""
-
-    state: Training
-    ranks: Ranks
-    folder: RunFolder | None
-    deadline: float  # seconds of this sitting
-    checkpoint_seconds: float
-    on_row: Callable[[list[dict]], None] | None
-
-    def run(self, progress: bool) -> str:
-        """Train to the end, or to a reason to stop; returns the status."""
-        state, folder = self.state, self.folder
-        start = saved = time.monotonic()
-        self.begun = start - state.seconds  # had it trained in one sitting
-        bar = progress_bar(
-            desc=network_name(state.model),
-            total=state.recipe.iterations,
-            initial=state.iteration,
-            unit="it",
-            disable=not progress,
-            mininterval=0.5,
-        )
-        if folder:
-            folder.snapshot()
-        with bar, stop_requests() as requests:
-            while not state.at_end:
-                state.step()
-                bar.update()
-                # Reading the loss makes a GPU wait; without a bar nobody would see it.
-                if not bar.disable and state.iteration % 20 == 0:
-                    bar.set_postfix_str(state.progress(), refresh=False)
-                if state.row_due:
-                    self._row()
-                if folder:
-                    folder.snapshot()
+def _train(
+    state: Training,
+    ranks: Ranks,
+    folder: RunFolder | None,
+    on_row: Callable[[list[dict]], None] | None,
+    max_seconds: float,
+    checkpoint_seconds: float,
+    progress: bool,
+) -> str:
+    """Steps, rows and checkpoints, to the end or to a reason to stop: the status."""
+    start = saved = time.monotonic()
+    begun = start - state.seconds  # as if it had all been one sitting
+    bar = progress_bar(
+        desc=network_name(state.model),
+        total=state.recipe.iterations,
+        initial=state.iteration,
+        unit="it",
+        disable=not progress,
+        mininterval=0.5,
+    )
+    if folder:
+        folder.snapshot()
+    with bar, stop_requests() as requests:
+        while not state.at_end:
+            state.step()
+            bar.update()
+            # Reading the loss makes a GPU wait; without a bar nobody would see it.
+            if not bar.disable and state.iteration % 20 == 0:
+                bar.set_postfix_str(state.progress(), refresh=False)
+            if state.row_due:
+                row = state.add_row()
+                state.seconds = time.monotonic() - begun
+                row["seconds"] = round(state.seconds, 2)
+                # The on_row of a reader may look at, or change, the network.
+                if on_row and ranks.first:
+                    on_row(state.rows)
                 if state.at_end:
-                    break
-                now = time.monotonic()
-                state.seconds = now - self.begun
-                # A signal or a clock is one rank's; all have to act on it together.
-                interrupted, late, due = self.ranks.any_rank(
-                    bool(requests),
-                    now - start >= self.deadline,
-                    now - saved >= self.checkpoint_seconds,
-                )
-                if folder and (interrupted or late or due):
-                    folder.save()
-                    saved = now
-                if interrupted or late:
-                    return "interrupted" if interrupted else "out of time"
-        if folder:
-            folder.close()
-        return "finished"
-
-    def _row(self) -> None:
-        state = self.state
-        row = state.add_row()
-        state.seconds = time.monotonic() - self.begun
-        row["seconds"] = round(state.seconds, 2)
-        # The on_row of a reader may look at, or change, the network.
-        if self.on_row and self.ranks.first:
-            self.on_row(state.rows)
-        if state.at_end:
-            self.ranks.on_rank_zero(state.check_weights)
-        if self.folder:
-            self.folder.append(row)
+                    ranks.on_rank_zero(state.check_weights)
+                if folder:
+                    folder.append(row)
+            if folder:
+                folder.snapshot()
+            if state.at_end:
+                break
+            now = time.monotonic()
+            state.seconds = now - begun
+            # A signal or a clock is one rank's; all have to act on it together.
+            interrupted, late, due = ranks.any_rank(
+                bool(requests),
+                now - start >= max_seconds,
+                now - saved >= checkpoint_seconds,
+            )
+            if folder and (interrupted or late or due):
+                folder.save()
+                saved = now
+            if interrupted or late:
+                return "interrupted" if interrupted else "out of time"
+    if folder:
+        folder.close()
+    return "finished"
 
 
 def expected_minutes(

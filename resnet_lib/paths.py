@@ -15,8 +15,8 @@ def data_home() -> Path:
 def expanded(path: Path | str) -> Path:
     """A path that a person wrote: ~ is the home folder, as it is in a shell.
 
-    Raises ValueError for the home of somebody who has none here and for no text at all,
-    TypeError for what is no path.
+    Raises ValueError for an empty text or an unknown user's home, TypeError for what is
+    no path.
     """
     if path == "":  # as an unset variable leaves it
         raise ValueError("'' is no path. For the folder you are in, write '.'.")
@@ -26,10 +26,10 @@ def expanded(path: Path | str) -> Path:
         raise TypeError(
             f"{repr(path)[:60]} is no path. Give text, as in '~/pets', or a Path."
         ) from error
-    except RuntimeError as error:
+    except RuntimeError:
         raise ValueError(
             f"{path}: there is no such home folder. Write it in full."
-        ) from error
+        ) from None
 
 
 def data_root(root: Path | str | None = None) -> Path:
@@ -45,10 +45,10 @@ def data_root(root: Path | str | None = None) -> Path:
         path = path.parent
     for place in (path, *path.parents):
         if place.is_file():
-            remedy = "Give the folder that holds cifar-10-batches-py, or is to hold it"
-            if place.suffixes[-2:] == [".tar", ".gz"]:
-                uri = place.resolve().as_uri()
-                remedy += f"; for an archive on disk, set RESNET_LIB_CIFAR10_URL={uri}"
             source = "the data folder" if root else "RESNET_LIB_DATA"
-            raise ValueError(f"{place} is a file and cannot be {source}. {remedy}.")
+            raise ValueError(
+                f"{place} is a file and cannot be {source}. Give the folder that holds "
+                "cifar-10-batches-py, or is to hold it; if this is the archive, set "
+                f"RESNET_LIB_CIFAR10_URL={place.resolve().as_uri()}."
+            )
     return path

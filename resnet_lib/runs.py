@@ -206,27 +206,23 @@ def read_history(path: Path) -> list[dict]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """A `state_dict` from a file; RuntimeError if there is none in it, or a damaged
-    one."""
+    """A `state_dict` from a file; RuntimeError if it holds none, or is damaged."""
     content = path.read_bytes()
+    no_weights = (
+        f"{path} holds no state_dict: a name and a tensor for each weight. If it is a "
+        "whole model, load it where it was made, and save its state_dict() instead."
+    )
     try:
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever a damaged byte leads to
-        told = "is damaged. Restore it, or train the run anew in another folder."
         if "weights_only" in str(error).lower() and zipfile.is_zipfile(path):
-            told = (
-                "holds Python objects, such as a whole model, and no plain state_dict. "
-                "Load it where it was made, and save its state_dict() instead."
-            )
-        raise RuntimeError(f"{path} {told}") from error
-    tensors = isinstance(weights, dict) and all(
-        isinstance(value, Tensor) for value in weights.values()
-    )
-    if not tensors:
+            raise RuntimeError(no_weights) from error  # it holds Python objects
         raise RuntimeError(
-            f"{path} holds no state_dict: a name and a tensor for each weight. Save "
-            "model.state_dict() there."
-        )
+            f"{path} is damaged. Restore it, or train the run anew in another folder."
+        ) from error
+    named = isinstance(weights, dict)
+    if not named or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise RuntimeError(no_weights)
     return weights
 
 
@@ -376,8 +372,7 @@ class Run:
 def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
     """The finished runs in `data/runs`, or in another folder, by name.
 
-    A folder that is damaged, or of no run, is passed over: `load_run` says what is
-    wrong with it.
+    A damaged folder is passed over: `load_run` says what is wrong with it.
     """
     folder = expanded(folder or data_home() / "runs")
     runs = {}
@@ -389,8 +384,7 @@ def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
 
 
 def load_run(name: str, folder: Path | str | None = None) -> Run:
-    """One recorded run by its name; KeyError names the others, RuntimeError tells of a
-    damaged one."""
+    """One recorded run; KeyError names the others, RuntimeError tells of damage."""
     run = Run(expanded(folder or data_home() / "runs") / str(name))
     if not run.finished:
         others = ", ".join(recorded_runs(folder)) or "none"
@@ -408,17 +402,14 @@ def longest_study(runs: Mapping[str, Run]) -> dict[str, Run]:
 
     Raises ValueError where there are no two such depths.
     """
-    groups = defaultdict(list)
-    for run in runs.values():
+    groups = defaultdict(list)  # the longest runs first
+    for run in sorted(runs.values(), key=lambda run: -run.recipe["iterations"]):
         same = {k: v for k, v in run.recipe.items() if k not in MAY_DIFFER}
         family = run.about["model"] in (f"resnet{run.layers}", f"plain{run.layers}")
         # 18 layers are of another family.
         if family and run.layers % 6 == 2 and not run.extra_warmup:
             groups[json.dumps([run.about["data"], same])].append(run)
-    by_length = sorted(
-        groups.values(), key=lambda group: -group[0].recipe["iterations"]
-    )
-    for group in by_length:
+    for group in groups.values():
         nets = {(run.net, run.layers) for run in group}
         twins = {n for _, n in nets if nets >= {("plain", n), ("residual", n)}}
         if len(twins) >= 2:
@@ -443,9 +434,8 @@ def histories(runs: Mapping[str, Run]) -> "pd.DataFrame":
     for run in runs.values():
         table = run.history.set_index("iteration")[[f"{part}_error" for part in PARTS]]
         table.columns = PARTS
-        table = (100 * table).melt(
-            var_name="part", value_name="error (%)", ignore_index=False
-        )
+        names = {"var_name": "part", "value_name": "error (%)"}
+        table = (100 * table).melt(**names, ignore_index=False)
         about = {"run": run.name, "net": run.net, "layers": run.layers}
         tables.append(table.assign(**about, seed=run.recipe["seed"]).dropna())
     return pd.concat(tables).reset_index()

@@ -1,9 +1,8 @@
 """Train from the command line: python -m resnet_lib.train --help.
 
-`torchrun --nproc-per-node=N -m resnet_lib.train ...` trains data-parallel: N processes,
-each on its own GPU or on the CPU, take equal shares of every batch. On several machines
-each has the same command, with torchrun's --nnodes and --rdzv-endpoint, and its own
-copy of the data; the run's folder is on the first.
+`torchrun --nproc-per-node=N -m resnet_lib.train ...` trains data-parallel. On several
+machines each has the same command, with torchrun's --nnodes and --rdzv-endpoint, and
+its own copy of the data; the run's folder is on the first.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from resnet_lib import datasets
 from resnet_lib.cifar10 import CIFAR10, CIFAR100, find
 from resnet_lib.data import Dataset
 from resnet_lib.distributed import process_group
-from resnet_lib.fit import Fit, fit
+from resnet_lib.fit import fit
 from resnet_lib.paths import expanded
 from resnet_lib.recipe import PAPER, QUICK, SEQUENCES, SMOOTHED, Recipe
 from resnet_lib.resnet import get_model
@@ -100,7 +99,6 @@ def parser() -> argparse.ArgumentParser:
         else:
             kind = field.type if isinstance(field.type, type) else float
             recipe.add_argument(flag, type=kind)
-    recipe.set_defaults(**dict.fromkeys(FIELDS))
     return options
 
 
@@ -109,15 +107,13 @@ def _flag(name: str, on: bool = True) -> str:
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """The chosen recipe with the given values; --iterations moves the milestones
-    along."""
+    """The chosen recipe with the given values; --iterations moves milestones along."""
     recipe = RECIPES[arguments.recipe]
     if arguments.iterations is not None:
         recipe = recipe.scaled(arguments.iterations)
-    given = {name: getattr(arguments, name) for name in FIELDS}
-    return dataclasses.replace(
-        recipe, **{k: v for k, v in given.items() if v is not None}
-    )
+    given = vars(arguments).items()
+    given = {k: v for k, v in given if k in FIELDS and v is not None}
+    return dataclasses.replace(recipe, **given)
 
 
 def recipe_options(recipe: Recipe, base: str) -> list[str]:
@@ -162,36 +158,30 @@ def check_fits(recipe: Recipe, data: str, count: float, remedy: str) -> None:
 
 
 def load(name: str) -> Dataset:
-    """One of `DATASETS`, downloaded if need be, or the pictures of a folder."""
+    """One of `DATASETS`, downloaded if need be, or the pictures of a folder.
+
+    Of several processes on a machine, the first downloads and the others wait for it;
+    torchrun ends them all if it fails.
+    """
     check_data(name)
     if name not in DATASETS:
         return datasets.load_folder(name)
     if name == "digits":
         return datasets.load_digits()
-    loader = {"cifar10": datasets.load_cifar10, "cifar100": datasets.load_cifar100}
-    return loader[name](download=True)  # which is quick where it is on disk
-
-
-def _load_in_turn(name: str) -> Dataset:
-    """One process of each machine downloads and the others wait for it; torchrun ends
-    them all if it fails."""
+    source, fetch = CIFAR10, datasets.load_cifar10
+    if name == "cifar100":
+        source, fetch = CIFAR100, datasets.load_cifar100
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        while not _on_disk(name):
+        while find(source) is None:
             time.sleep(1)
-    return load(name)
-
-
-def _on_disk(name: str) -> bool:
-    known = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-    return name not in known or find(known[name]) is not None
+    return fetch(download=True)  # which is quick where it is on disk
 
 
 # --- the command ----------------------------------------------------------------------
 
 
 def escape_unprintable() -> None:
-    """Let a terminal or file of another encoding show an escape for what it lacks,
-    such as \\xe9, in place of ending the program."""
+    """Let terminals and files of other encodings show escapes for what they lack."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -203,25 +193,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = options.parse_args(argv)
     try:
         recipe = recipe_from(arguments)
-        # Said before data are downloaded and read.
-        get_model(arguments.model, arguments.shortcut)
+        network = (arguments.model, arguments.shortcut)
+        get_model(*network)  # refused before a download
         # Before the processes meet: a download takes longer than they wait.
-        data = _load_in_turn(arguments.data)
+        data = load(arguments.data)
         check_fits(recipe, data.name, len(data.train), "--validation {}")
-        channels = data.train.images.shape[1]
         torch.manual_seed(recipe.seed)
-        model = get_model(
-            arguments.model, arguments.shortcut, len(data.classes), channels
-        )
+        model = get_model(*network, len(data.classes), data.train.images.shape[1])
         name = run_name(model.name, arguments.recipe, recipe, arguments.data)
         run = expanded(arguments.run or Path("runs") / name)
         marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
         with process_group(arguments.device) as ranks:
             if ranks.first:
-                print(
-                    f"{model.name} on {data.name}, {recipe.iterations:,} iterations, "
-                    f"in {run}"
-                )
+                length = f"{recipe.iterations:,} iterations"
+                print(f"{model.name} on {data.name}, {length}, in {run}")
             result = fit(
                 model,
                 data,
@@ -234,29 +219,20 @@ def main(argv: list[str] | None = None) -> int:
                 progress=not arguments.quiet,
             )
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"{options.prog}{_which()}: {error}", file=sys.stderr)
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        rank = f" (rank {os.environ['RANK']})" if several else ""
+        print(f"{options.prog}{rank}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    if ranks.first:
-        _report(result, run)
-    return 0
-
-
-def _which() -> str:
-    """Of several processes, the one that speaks."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return f" (rank {os.environ['RANK']})" if several else ""
-
-
-def _report(result: Fit, run: Path) -> None:
-    if result.finished:
+    if ranks.first and result.finished:
         error = result.history[-1]["test_error"]
         print(f"Finished: test error {error:.2%}. Weights in {run}.")
-    else:
+    elif ranks.first:
         print(f"Stopped ({result.status}) at iteration {result.iteration:,}.")
         print("The same command goes on from there.")
+    return 0
 
 
 if __name__ == "__main__":

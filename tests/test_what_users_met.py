@@ -475,10 +475,10 @@ def test_finished_means_one_thing(run, refused):
 def test_what_is_no_state_dict_is_not_called_damaged(tmp_path, refused):
     file = tmp_path / "w.pt"
     for told, value in {
-        "holds Python objects, such as a whole model": small_net(),
+        "If it is a whole model, load it where it was made": small_net(),
         "holds no state_dict": {"a": torch.ones(1), "b": 3},
         "holds no state_dict: a name and a tensor": [1, 2],
-        "holds Python objects": {"a": np.float64(3)},
+        "holds no state_dict: a name": {"a": np.float64(3)},
     }.items():
         torch.save(value, file)
         refused(told, load_weights, file, error=RuntimeError)
