@@ -72,7 +72,7 @@ def _to_uint8(images: object) -> str:
     about = f"These are {str(images.dtype).removeprefix('torch.')}"
     if 0 in values.shape:
         return f"{about}: convert with images{end}."
-    low, high = float(values.min()), float(values.max())
+    low, high = values.min().item(), values.max().item()
     about = f"{about} from {low:.5g} to {high:.5g}"
     if not math.isfinite(high - low):
         return f"{about}: mend what is not finite, then scale them to 255."
