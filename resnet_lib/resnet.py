@@ -157,9 +157,10 @@ class ResNet(nn.Module):
         return self.fc(x)  # (N, classes)
 
 
-# Depths of the paper's nets for ImageNet (Table 1). 50 and 152 are 6n+2 too, and nobody
-# who asks for them wants a CIFAR net.
-IMAGENET_DEPTHS = (34, 50, 101, 152)
+# 6n+2 too, but of other blocks: the paper's nets for ImageNet (Table 1). Nobody who
+# asks for them wants a CIFAR net.
+IMAGENET_DEPTHS = (50, 152)
+FAMILY = [n for n in range(8, 10_010, 6) if n not in IMAGENET_DEPTHS]
 
 
 def get_model(
@@ -171,8 +172,8 @@ def get_model(
     other depth is of the paper's CIFAR family: three stages 16/32/64 of n blocks, 6n+2
     layers, shortcut A (paper §4.2). `shortcut` overrides the choice for a residual net.
 
-    Raises ValueError for a name or a depth that is neither, and for the depths of the
-    ImageNet nets: 34, 50, 101 and 152.
+    Raises ValueError for a name or a depth that is neither, and for 50 and 152, whose
+    nets for ImageNet have other blocks.
     """
     match = re.fullmatch(r"(resnet|plain)(0|[1-9][0-9]{0,3})", str(name))
     if not match:
@@ -186,24 +187,16 @@ def get_model(
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
         raise ValueError(f"{name} has no shortcuts: leave `shortcut` out.")
-    if depth in IMAGENET_DEPTHS:
-        by_hand = "None" if kind == "plain" else '"A"'
-        raise ValueError(
-            f"{name}: 34, 50, 101 and 152 layers are the paper's nets for ImageNet "
-            "(Table 1), most of them of other blocks, and are not built here. Take "
-            f"{kind}44 or {kind}56 for small pictures, or choose widths and depths "
-            f"yourself, as in ResNet((16, 32, 64), (8, 8, 8), {by_hand})."
-        )
     if depth == 18:
         widths, depths, default = (16, 32, 64, 128), (2, 2, 2, 2), "B"
-    elif depth % 6 == 2 and depth >= 8:
+    elif depth in FAMILY:
         widths, depths, default = (16, 32, 64), ((depth - 2) // 6,) * 3, "A"
     else:
-        family = [n for n in range(8, 10_010, 6) if n not in IMAGENET_DEPTHS]
-        above = max(1, bisect(family, depth))
+        above = max(1, bisect(FAMILY, depth))
         raise ValueError(
-            f"{name}: the paper's CIFAR nets have 6n+2 layers. Try {family[above - 1]} "
-            f"or {family[above]}."
+            f"{name}: the paper's CIFAR nets have 6n+2 layers, but for 50 and 152, its "
+            f"nets for ImageNet. Try {FAMILY[above - 1]} or {FAMILY[above]}, or choose "
+            "widths, depths and shortcut yourself with ResNet."
         )
     shortcut = None if kind == "plain" else shortcut or default
     model = ResNet(widths, depths, shortcut, classes, in_channels)

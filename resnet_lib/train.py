@@ -32,7 +32,6 @@ __all__ = [
     "check_fits",
     "escape_unprintable",
     "load",
-    "recipe_options",
     "run_name",
 ]
 
@@ -91,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no progress bar")
     recipe = options.add_argument_group("recipe", "in place of the recipe's own value")
     for name, field in FIELDS.items():
-        flag = _flag(name)
+        flag = "--" + name.replace("_", "-")
         if field.type is bool:
             recipe.add_argument(flag, action=argparse.BooleanOptionalAction)
         elif name in SEQUENCES:
@@ -102,10 +101,6 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def _flag(name: str, on: bool = True) -> str:
-    return ("--" if on else "--no-") + name.replace("_", "-")
-
-
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
     """The chosen recipe with the given values; --iterations moves milestones along."""
     recipe = RECIPES[arguments.recipe]
@@ -114,20 +109,6 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
     given = vars(arguments).items()
     given = {k: v for k, v in given if k in FIELDS and v is not None}
     return dataclasses.replace(recipe, **given)
-
-
-def recipe_options(recipe: Recipe, base: str) -> list[str]:
-    """The options from which `recipe_from` makes this recipe out of `RECIPES[base]`."""
-    words = []
-    for name in FIELDS:
-        value = getattr(recipe, name)
-        if value == getattr(RECIPES[base], name):
-            continue
-        if isinstance(value, bool):
-            words += [_flag(name, on=value)]
-        else:
-            words += [_flag(name), *map(str, value if name in SEQUENCES else [value])]
-    return words
 
 
 # --- data -----------------------------------------------------------------------------

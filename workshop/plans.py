@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from resnet_lib.paths import expanded
-from resnet_lib.recipe import Recipe
+from resnet_lib.recipe import SEQUENCES, Recipe
 from resnet_lib.resnet import get_model
 from resnet_lib.runs import Run
 from resnet_lib.train import (
@@ -24,7 +24,6 @@ from resnet_lib.train import (
     RECIPES,
     check_data,
     check_fits,
-    recipe_options,
     run_name,
 )
 
@@ -79,7 +78,7 @@ class Planned:
         words += ["--recipe", self.base, "--data", self.data]
         words += ["--shortcut", self.shortcut] if self.shortcut else []
         words += ["--snapshots"] if self.snapshots else []
-        return words + recipe_options(self.recipe, self.base)
+        return words + _recipe_options(self.recipe, self.base)
 
     def is_same_run(self, run: Run) -> bool:
         """Whether `run` is a record of this very network, data and recipe."""
@@ -88,6 +87,20 @@ class Planned:
         data = self.data if self.data in DATASETS else folder
         theirs = (run.about["model"], run.about["data"], run.recipe)
         return theirs == (self.network, data, recipe)
+
+
+def _recipe_options(recipe: Recipe, base: str) -> list[str]:
+    """The options from which `train` makes this recipe out of `RECIPES[base]`."""
+    words = []
+    for name in FIELDS:
+        value, flag = getattr(recipe, name), name.replace("_", "-")
+        if value == getattr(RECIPES[base], name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if name in SEQUENCES else [value])]
+    return words
 
 
 @cache
