@@ -319,7 +319,8 @@ def mlp(activation=nn.ReLU, first=nn.Flatten, **attributes):
 
 
 def own(forward):
-    """A layer by a name that others have too."""
+    """A layer by a name that others have too, and so has its method."""
+    forward.__qualname__ = "Own.forward"
     return type("Own", (nn.Flatten,), {"forward": forward})
 
 
