@@ -175,7 +175,7 @@ class Training:
     ) -> None:
         self.data, self.recipe = data, recipe
         self.model, self.forward = unwrapped(model), model
-        self.profile = device_profile(recipe.precision, device)
+        self.profile = device_profile(recipe.precision, device).suiting(model)
         where = self.profile.device
         self.model.to(where, memory_format=self.profile.memory_format).train()
         train, validation = data.split(recipe.validation)

@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
 from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock, make_shortcut
 from resnet_lib.identity import describe
-from resnet_lib.resnet import ResNet, get_model
+from resnet_lib.resnet import ResNet, get_model, make_stage
 
 SHAPES = [(16, 16, 1), (16, 32, 2), (16, 16, 2), (16, 32, 1), (16, 8, 1)]
 
@@ -297,6 +297,10 @@ def test_unknown_names_are_refused_with_a_remedy(name, words):
 def test_classes_and_channels_are_counted(field, bad):
     with pytest.raises(ValueError, match=f"{field} is .*a whole number, 1 or more"):
         get_model("resnet8", **{field: bad})
+
+
+def test_a_stage_has_the_series_own_shortcut_unless_told():
+    assert str(make_stage(4, 8, 2, 2)) == str(make_stage(4, 8, 2, 2, "B"))
 
 
 def test_bad_shortcuts_are_refused():

@@ -475,6 +475,12 @@ def test_wrong_parts_are_named(change, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_caption_spells_the_name_of_the_data():
+    spelt = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "pets": "pets"}
+    for name, words in spelt.items():
+        assert Dataset(name, TEN, GOOD, GOOD).note == f"Data: {words}."
+
+
 def test_the_remedies_for_labels_hold():
     labels = LABELS + 1
     assert Dataset("mine", TEN, Images(PIXELS, labels - 1), GOOD)

@@ -21,6 +21,7 @@ from resnet_lib import (
     Dataset,
     Images,
     Normalisation,
+    ResNet,
     evaluate,
     fit,
     get_model,
@@ -90,6 +91,15 @@ class NoHostReads(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function.overloadpacket.__name__ not in self.WAITING, function
         return function(*args, **(kwargs or {}))
+
+
+def test_a_narrow_strided_shortcut_is_kept_from_channels_last():
+    """Where it would end the process."""
+    nets = {(4, 8): torch.contiguous_format, (8, 16): torch.channels_last}
+    for widths, layout in nets.items():
+        state = Training(ResNet(widths, (1, 1), "B"), DATA, RECIPE, "cpu")
+        assert state.profile.memory_format == layout
+        state.step()
 
 
 def test_an_update_reads_no_number_back():
@@ -168,6 +178,12 @@ def test_a_replayed_training_is_the_eager_one(recorder):
             assert torch.equal(ours, theirs)
     assert len(recorder) == 2  # one for each image size
     assert replayed.model.bn1.num_batches_tracked == 8
+
+
+def test_a_network_that_cannot_be_recorded_is_trained_step_by_step(recorder):
+    for graphed, count in ((False, 0), (True, 1)):
+        fit(small_net(), DATA, RECIPE, device="cpu", graphed=graphed, progress=False)
+        assert len(recorder) == count
 
 
 def test_a_replay_reads_the_rate_of_the_day(recorder):
@@ -306,13 +322,15 @@ def test_the_expected_time_is_cut_short_on_a_slow_machine(monkeypatch):
 def test_evaluate_says_what_it_wants():
     net, norm = small_net(), Normalisation.of(DATA.train.images)
     with pytest.raises(
-        TypeError, match=r"is a Dataset: give a .*Images, such as data\.test"
+        TypeError, match=r"The data is a Dataset: give a .*Images, such as data\.test"
     ):
         evaluate(net, DATA, norm)
     loader = torch.utils.data.DataLoader([1, 2])
     with pytest.raises(TypeError, match=r"is a DataLoader: give a .*Images"):
         evaluate(net, loader, norm)
-    with pytest.raises(TypeError, match=r"is a float: give a .*Normalisation\.of"):
+    with pytest.raises(
+        TypeError, match=r"^The norm.* is a float: give a .*Normalisation\.of"
+    ):
         evaluate(net, DATA.test, 0.5)
 
 

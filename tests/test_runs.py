@@ -9,8 +9,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
-from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe
+from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, ResNet, fit
+from resnet_lib.datasets import load_digits
 from resnet_lib.runs import (
     COLUMNS,
     _tree,
@@ -240,6 +242,17 @@ def test_table_has_a_row_per_run():
     assert table.index.tolist() == list(RUNS)
     for name, run in RUNS.items():
         assert table[name] == round(100 * run.final["test_error"], 2)
+
+
+@pytest.mark.parametrize("shortcut", [None, "A", "B", "C"])
+def test_a_network_of_each_kind_comes_back(tmp_path, shortcut):
+    net = ResNet((4, 8), (1, 1), shortcut)
+    recipe = dataclasses.replace(PAPER.scaled(1), batch_size=8, validation=0)
+    fit(net, load_digits(), recipe, tmp_path / "run", progress=False)
+    run = load_run("run", tmp_path)
+    assert run.network == net.config
+    assert run.net == ("plain" if shortcut is None else "residual")
+    assert torch.equal(run.model().conv1.weight, net.conv1.weight)
 
 
 def test_unknown_run_names_the_others(tmp_path):

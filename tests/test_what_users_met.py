@@ -139,7 +139,10 @@ def test_a_recipe_that_no_training_could_follow_is_refused(told, refused):
 
 
 def test_the_remedies_for_a_recipe_work(refused):
-    assert replace(PAPER, schedule="triangular", milestones=(12_800,))
+    peaks = {64_000: 12_800, 2: 1, 3: 1}
+    for end, peak in peaks.items():
+        refused(rf"milestones=\({peak},\)", replace, QUICK.scaled(end), milestones=())
+        assert replace(QUICK.scaled(end), milestones=(peak,))
     assert replace(PAPER, iterations=20, milestones=()).iterations == 20
     assert PAPER.scaled(20).milestones == (10, 15)
     for steps in ([3, 9], np.array([3, 9]), torch.tensor([3, 9]), range(3, 10, 6)):
@@ -193,8 +196,8 @@ BAD_CALLS = [  # arguments of fit, and what is said
     ({"data": d(24).train}, f"The data {TYPE} Images: give a .*Dataset"),
     ({"model": d(24), "data": small_net()}, f"The model {TYPE} Dataset"),
     ({"recipe": "paper"}, f"The recipe {TYPE} str: give a .*Recipe"),
-    *(({"max_minutes": bad}, "0 or more") for bad in (None, "5", float("nan"), -1)),
-    *(({"checkpoint_seconds": bad}, "0 or more") for bad in (None, float("nan"))),
+    *(({"max_minutes": bad}, "^max_min.*0 or") for bad in (None, "5", np.nan, -1)),
+    *(({"checkpoint_seconds": bad}, "^checkpoint_s.*0 or") for bad in (None, np.nan)),
     *(
         ({"snapshots": bad, "run": "r"}, MARKS)
         for bad in (5, True, [2.5], ["3"], [99], [-1], None)
@@ -223,6 +226,9 @@ def test_a_call_that_cannot_be_is_refused(tmp_path, monkeypatch, refused):
     for change, told in BAD_CALLS:
         refused(told, fit, **call | change, progress=False, error=REFUSALS)
     assert not list(tmp_path.iterdir())
+    fit(**call, snapshots=(0, 2), run="first", progress=False)  # the remedy
+    assert Run(tmp_path / "first").snapshots == [0, 2]
+    assert b"\r" not in (tmp_path / "first" / "history.csv").read_bytes()
 
 
 def test_what_a_judge_cannot_judge(refused):
