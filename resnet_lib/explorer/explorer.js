@@ -6,13 +6,14 @@
 //                       `early` is told the logits, before the maps are on their way
 //   kernel(question)    the weights behind one channel, and the maps they read
 //   judge(question)     how many of the next test images are right under the lesion
-//   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32
+//   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32;
+//                       whoever shows that one is told through `watch`
 //
 // In a notebook the backend is PyTorch in the kernel (`kernelBackend` below); the page
 // without a kernel brings another. Read from the bottom: `render`, `mount`, `View`.
 
 const SIZE = 32; // pixels of a picture, each way
-const OWN = -1; // the number of a picture of one's own
+export const OWN = -1; // the number of a picture of one's own
 const STEPS = ["x", "f", "sum", "out"];
 const COLOURS = { residual: "#0072B2", plain: "#D55E00", neutral: "#767676" };
 
@@ -251,7 +252,7 @@ const KINDS = [
  * a file of any size will do. Throws a sentence for what is no picture.
  */
 export async function readPicture(file) {
-  const head = new Uint8Array(await file.slice(0, 64).arrayBuffer());
+  const head = new Uint8Array(await file.slice(0, 64).arrayBuffer().catch(() => []));
   const hex = [...head].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const kind = KINDS.find(([start]) => hex.startsWith(start))?.[1];
   if (!kind) {
@@ -264,7 +265,7 @@ export async function readPicture(file) {
     const deep = kind === "PNG" && head[24] === 16 && head[25] === 0 && head[28] === 0;
     bitmap = deep ? await readDeepGrey(file) : await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} cannot be shown: it is damaged. Choose another file.`);
+    throw new Error(`${file.name} cannot be shown: it is damaged or too large. Choose another file.`);
   }
   return shrink(bitmap);
 }
@@ -623,16 +624,14 @@ class View {
     root.ondragover = (event) => event.preventDefault();
     root.ondrop = (event) => {
       event.preventDefault();
-      const [file] = event.dataTransfer.files;
-      if (file) this.load(file);
+      this.load(event.dataTransfer.files[0]);
     };
-    root.onpaste = (event) => {
-      const [file] = event.clipboardData.files;
-      if (file) this.load(file);
-    };
+    root.onpaste = (event) => this.load(event.clipboardData.files[0]);
   }
 
+  /** Show a file that was chosen, dropped or pasted; undefined where it was no file. */
   async load(file) {
+    if (!file) return this.tell("That is no picture file. Drop or paste a PNG or JPEG.");
     try {
       await this.showOwn(await readPicture(file));
       this.tell(`${file.name}: the middle square, shrunk to 32 × 32 pixels.`);
@@ -643,8 +642,7 @@ class View {
 
   async showOwn(pixels) {
     await this.backend.own(pixels);
-    if (this.state.get("picture") === OWN) await this.refresh();
-    else this.set({ picture: OWN });
+    this.set({ picture: OWN });
   }
 
   togglePad() {
@@ -1331,12 +1329,12 @@ function buildPad(root, done) {
 
 const WAIT = 8000; // milliseconds for an answer from the kernel
 const FIRST = 3000; // for the first one: mostly a notebook reopened, and nobody there
+const SILENT =
+  "The kernel does not answer. Run this cell to use the explorer; " +
+  "if another cell is running, it goes on after that.";
 
-/** PyTorch in the kernel behind an anywidget model. */
-export function kernelBackend(model) {
-  const waiting = new Map();
-  const me = Math.random().toString(36).slice(2);
-  let count = 0;
+/** PyTorch in the kernel behind an anywidget model, which is asked over its line. */
+export function kernelBackend(model, line) {
   const names = ["net", "block", "channel", "pixel", "scales", "picture", "iteration"];
   const backend = {
     silent: () => {},
@@ -1345,7 +1343,7 @@ export function kernelBackend(model) {
       set(values) {
         for (const [name, value] of Object.entries(values)) model.set(name, value);
         model.save_changes();
-        if (Date.now() - heard > 15000) ask("ping").catch(() => {});
+        line.ping();
       },
       watch(tell) {
         const handlers = names.map((name) => [`change:${name}`, () => tell(name)]);
@@ -1359,36 +1357,99 @@ export function kernelBackend(model) {
       },
     },
     async about() {
-      const { about, buffers } = await ask("about");
+      const { about, buffers } = await line.ask("about");
       return { about, thumbnails: new Uint8Array(buffers[0]) };
     },
     async look(question, early) {
-      const { nets, label, buffers } = await ask("look", question, [], early);
+      const { nets, label, buffers } = await line.ask("look", question, { early });
       return {
         pixels: new Uint8Array(buffers[0]),
         label,
-        nets: nets.map((net, i) => ({ ...net, parts: cut(net.parts, new Float32Array(buffers[i + 1])) })),
+        nets: nets.map((net, i) => ({
+          ...net,
+          parts: cut(net.parts, new Float32Array(buffers[i + 1])),
+        })),
       };
     },
     async kernel(question) {
-      const { scale, shift, shape, buffers } = await ask("kernel", question);
+      const { scale, shift, shape, buffers } = await line.ask("kernel", question);
       const [weights, data] = buffers.map((buffer) => new Float32Array(buffer));
       return { scale, shift, weights, maps: { data, shape } };
     },
-    judge: (question) => ask("judge", question),
-    own: (pixels) => ask("own", {}, [pixels.buffer]),
-    stop: () => model.off("msg:custom", hear),
+    judge: (question) => line.ask("judge", question),
+    own: (pixels) => line.ask("own", {}, { buffers: [pixels.buffer] }),
+    stop: () => line.backends.delete(backend),
   };
-  let heard = 0; // when the kernel answered last
+  line.backends.add(backend);
+  return backend;
+}
 
-  function hear(content, buffers) {
-    const question = waiting.get(content.id);
-    if (!question) return;
-    heard = Date.now();
+/**
+ * Questions to the kernel. All views of one model share a line, so that what two of them
+ * ask is computed and sent once.
+ */
+class Line {
+  constructor(model) {
+    this.model = model;
+    this.backends = new Set(); // one of each view
+    this.questions = new Map(); // without an answer; counts of right answers stay longer
+    this.name = Math.random().toString(36).slice(2); // other browsers hear the answers too
+    this.count = 0;
+    this.heard = 0; // when the kernel answered last
+    model.on("msg:custom", (content, buffers) => this.answered(content, buffers));
+  }
+
+  /** Find out, once in a while, whether the kernel still lives. */
+  ping() {
+    if (Date.now() - this.heard > 15000) this.ask("ping").catch(() => {});
+  }
+
+  /** `early` is told the first part of an answer that comes in two. */
+  ask(kind, body = {}, { buffers = [], early = null } = {}) {
+    const key = buffers.length ? Symbol(kind) : JSON.stringify([kind, body]);
+    let question = this.questions.get(key);
+    if (!question) {
+      if (kind === "look") this.forgetCounts();
+      question = this.send(kind, body, buffers);
+      this.questions.set(key, question);
+    }
+    if (early && question.first) early(question.first);
+    else if (early) question.early.push(early);
+    return question.answer;
+  }
+
+  send(kind, body, buffers) {
+    const id = `${this.name}-${this.count++}`;
+    const question = { id, kind, early: [], first: null, done: false };
+    question.answer = new Promise((resolve, reject) => {
+      Object.assign(question, { resolve, reject });
+    });
+    const missed = () => this.silent(SILENT);
+    question.timer = setTimeout(missed, this.heard ? WAIT : FIRST);
+    try {
+      this.model.send({ kind, ...body, id }, undefined, buffers);
+    } catch {
+      clearTimeout(question.timer);
+      missed();
+    }
+    return question;
+  }
+
+  answered(content, buffers) {
+    const found = [...this.questions].find(([, question]) => question.id === content.id);
+    if (!found) return;
+    const [key, question] = found;
+    this.heard = Date.now();
     clearTimeout(question.timer);
-    backend.silent(null);
-    if (content.early) return question.early(content);
-    waiting.delete(content.id);
+    this.silent(null);
+    if (content.early) {
+      question.first = content;
+      for (const early of question.early) early(content);
+      return;
+    }
+    question.done = true;
+    // Another view asks for the same counts a moment later.
+    if (question.kind !== "judge") this.questions.delete(key);
     if (content.error) return question.reject(new Error(content.error));
     // Copies: the kernel's views need not begin at a multiple of four bytes.
     const copies = buffers.map((view) =>
@@ -1397,23 +1458,14 @@ export function kernelBackend(model) {
     question.resolve({ ...content, buffers: copies });
   }
 
-  function ask(kind, body = {}, buffers = [], early = null) {
-    const id = `${me}-${count++}`;
-    return new Promise((resolve, reject) => {
-      const missed = () => backend.silent("The kernel does not answer. Run this cell to use the explorer; if another cell is running, it goes on after that.");
-      const timer = setTimeout(missed, heard ? WAIT : FIRST);
-      waiting.set(id, { resolve, reject, timer, early });
-      try {
-        model.send({ kind, id, ...body }, undefined, buffers);
-      } catch {
-        clearTimeout(timer);
-        missed();
-      }
-    });
+  /** They were of another lesion, or of weights that were trained since. */
+  forgetCounts() {
+    for (const [key, { done }] of this.questions) if (done) this.questions.delete(key);
   }
 
-  model.on("msg:custom", hear);
-  return backend;
+  silent(words) {
+    for (const backend of this.backends) backend.silent(words);
+  }
 }
 
 /** One long array as tensors by name: parts are [name, shape]. */
@@ -1454,8 +1506,15 @@ export function mount(element, backend) {
   };
 }
 
-export default {
-  render({ model, el }) {
-    return mount(el, kernelBackend(model));
-  },
+/** What anywidget calls: this function once for a model, `render` for each of its views. */
+export default () => {
+  let line;
+  return {
+    initialize({ model }) {
+      line = new Line(model);
+    },
+    render({ model, el }) {
+      return mount(el, kernelBackend(model, line));
+    },
+  };
 };
