@@ -14,6 +14,7 @@ from resnet_lib.data import Dataset, Images, Normalisation
 from resnet_lib.datasets import read_picture
 from resnet_lib.explorer import Explorer
 from resnet_lib.explorer.inside import kernel_of, look_inside
+from resnet_lib.explorer.widget import pictures_for
 from resnet_lib.probes import block_names, block_parts, lesion
 from resnet_lib.resnet import get_model
 from resnet_lib.runs import load_run
@@ -162,6 +163,20 @@ def early(explorer, title):
     return next(net for net in content["nets"] if net["title"] == title)
 
 
+def test_the_strip_shows_no_picture_twice():
+    labels = DATA.test.labels
+    first = [int((labels == number).nonzero()[0]) for number in range(10)]
+    strip = pictures_for(DATA, mistakes=[first[3], 29])
+    indices = [one["index"] for one in strip]
+    assert indices.count(first[3]) == 1 and len(set(indices)) == len(indices)
+    assert [one["index"] for one in strip if one["mistake"]] == [first[3], 29]
+    assert indices[:4] == [first[0], second(labels, 0), first[1], second(labels, 1)]
+
+
+def second(labels, number):
+    return int((labels == number).nonzero()[1])
+
+
 def test_the_view_gets_the_kernel_and_what_it_reads(explorer):
     question = {"net": "plain", "block": "layer2.0", "channel": 5}
     content, (weights, maps) = ask(explorer, "kernel", **question)
@@ -227,6 +242,8 @@ def test_two_explorers_are_linked():
     one.link(other)
     one.block, other.picture = "layer3.1", 4
     assert (other.block, one.picture) == ("layer3.1", 4)
+    one.show(PICTURES[7])
+    assert other.picture == -1 and torch.equal(other.image, PICTURES[7])
 
 
 def test_a_run_is_played_back():
@@ -334,12 +351,15 @@ def test_what_is_no_picture_is_a_sentence(content, words):
 def test_own_pictures(explorer, tmp_path):
     explorer.show(file(GREY))
     assert explorer.picture == -1 and explorer.label is None
-    assert explorer.sent.pop()[0] == {"kind": "again"}
+    assert explorer.sent == []  # that the number changed tells the views
     (tmp_path / "mine.png").write_bytes(file(255 - GREY))
     explorer.show(tmp_path / "mine.png")
+    assert explorer.sent.pop()[0] == {"kind": "again"}
     assert explorer.image[0, 0].float().mean() > 240
     ask(explorer, "own", [PICTURES[5].numpy().tobytes()])
     assert torch.equal(explorer.image, PICTURES[5])
     with pytest.raises(ValueError, match="uint8"):
         explorer.show(torch.zeros(3, 32, 32))
     assert "your own" in explorer.sentence()
+    explorer._answer(None, {"kind": "own", "id": "1"}, [b"short"])
+    assert "3072 bytes" in explorer.sent.pop()[0]["error"]

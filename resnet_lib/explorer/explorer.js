@@ -6,14 +6,22 @@
 //                       `early` is told the logits, before the maps are on their way
 //   kernel(question)    the weights behind one channel, and the maps they read
 //   judge(question)     how many of the next test images are right under the lesion
-//   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32
+//   own(pixels)         take a picture that is not in the test set, Uint8Array 3·32·32;
+//                       whoever shows that one is told through `watch`
 //
 // In a notebook the backend is PyTorch in the kernel (`kernelBackend` below); the page
 // without a kernel brings another. Read from the bottom: `render`, `mount`, `View`.
 
 const SIZE = 32; // pixels of a picture, each way
-const OWN = -1; // the number of a picture of one's own
+export const OWN = -1; // the number of a picture of one's own
 const STEPS = ["x", "f", "sum", "out"];
+const POINT_AT_A_MAP =
+  "Point at a map to read its values and to see the patch of the picture that this pixel " +
+  "sees. Click it to see its arithmetic.";
+const UNTRAINED =
+  "The network is untrained. In evaluation mode its BN layers divide by running statistics " +
+  "that nobody has measured yet, so its numbers grow from block to block and the softmax " +
+  "looks certain. It knows nothing.";
 const COLOURS = { residual: "#0072B2", plain: "#D55E00", neutral: "#767676" };
 
 // --- small tools ------------------------------------------------------------------------
@@ -50,6 +58,7 @@ const number = (value, digits = 3) => {
   const text = value.toFixed(digits);
   return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
 };
+const thousands = (count) => count.toLocaleString("en");
 const percent = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
 
 function softmax(logits) {
@@ -251,7 +260,7 @@ const KINDS = [
  * a file of any size will do. Throws a sentence for what is no picture.
  */
 export async function readPicture(file) {
-  const head = new Uint8Array(await file.slice(0, 64).arrayBuffer());
+  const head = new Uint8Array(await file.slice(0, 64).arrayBuffer().catch(() => []));
   const hex = [...head].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const kind = KINDS.find(([start]) => hex.startsWith(start))?.[1];
   if (!kind) {
@@ -264,7 +273,8 @@ export async function readPicture(file) {
     const deep = kind === "PNG" && head[24] === 16 && head[25] === 0 && head[28] === 0;
     bitmap = deep ? await readDeepGrey(file) : await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} cannot be shown: it is damaged. Choose another file.`);
+    const why = "it is damaged or too large";
+    throw new Error(`${file.name} cannot be shown: ${why}. Choose another file.`);
   }
   return shrink(bitmap);
 }
@@ -349,11 +359,17 @@ class View {
   constructor(root, backend) {
     this.root = root;
     this.backend = backend;
-    this.state = backend.state;
+    this.state = backend.state; // what is wanted; the answers to it may be on their way
+    this.asked = null; // the question that the maps on the screen answer
+    this.lesion = {}; // and its scales
     this.looks = {}; // by network: what the backend said, and the steps worked out
-    this.kernels = new Map();
+    this.have = null; // which maps need not be sent again: those of these scales and keys
+    this.kernels = new Map(); // by network, block and channel
     this.hover = null; // the pixel under the pointer
-    this.running = false;
+    this.running = false; // an answer is on its way,
+    this.again = false; // and the state has changed since
+    this.judging = null; // the lesion and iteration whose accuracy is counted
+    this.gone = false;
   }
 
   async start() {
@@ -367,15 +383,14 @@ class View {
     this.about = about;
     this.thumbnails = thumbnails;
     this.build();
-    this.theme();
+    this.watchLook();
     this.unwatch = this.state.watch((name) => this.changed(name));
     await this.refresh();
   }
 
   stop() {
     this.unwatch?.();
-    this.observer?.disconnect();
-    this.width?.disconnect();
+    this.unwatchLook?.();
     clearInterval(this.player);
     this.gone = true;
   }
@@ -453,8 +468,9 @@ class View {
         iteration: this.state.get("iteration"),
       };
       try {
-        const early = (answer) => this.answer(question, answer);
-        this.take(question, await this.backend.look({ ...question, have: this.have }, early));
+        const early = (answer) => this.takeAnswers(question, answer);
+        const asked = { ...question, have: this.have };
+        this.takeMaps(question, await this.backend.look(asked, early));
       } catch (error) {
         this.tell(error.message);
       }
@@ -463,12 +479,12 @@ class View {
   }
 
   /** Show the probabilities; the maps follow. */
-  answer({ scales, picture }, { label, nets }) {
+  takeAnswers({ scales, picture }, { label, nets }) {
     this.drawAnswers(scales, this.caption(picture, label), label, nets);
     this.root.dataset.answers = Number(this.root.dataset.answers ?? 0) + 1;
   }
 
-  take(question, { pixels, label, nets }) {
+  takeMaps(question, { pixels, label, nets }) {
     this.pixels = pixels;
     this.label = label;
     this.asked = question;
@@ -480,7 +496,6 @@ class View {
       const steps = stepsOf(about, parts, question.scales);
       this.looks[net.title] = { ...net, parts, steps };
     }
-    // Maps in front of the next lesion need not be sent again.
     const keys = Object.fromEntries(nets.map((net) => [net.title, net.key]));
     this.have = { scales: question.scales, keys };
     this.draw("all");
@@ -623,16 +638,14 @@ class View {
     root.ondragover = (event) => event.preventDefault();
     root.ondrop = (event) => {
       event.preventDefault();
-      const [file] = event.dataTransfer.files;
-      if (file) this.load(file);
+      this.load(event.dataTransfer.files[0]);
     };
-    root.onpaste = (event) => {
-      const [file] = event.clipboardData.files;
-      if (file) this.load(file);
-    };
+    root.onpaste = (event) => this.load(event.clipboardData.files[0]);
   }
 
+  /** Show a file that was chosen, dropped or pasted; undefined where it was no file. */
   async load(file) {
+    if (!file) return this.tell("That is no picture file. Drop or paste a PNG or JPEG.");
     try {
       await this.showOwn(await readPicture(file));
       this.tell(`${file.name}: the middle square, shrunk to 32 × 32 pixels.`);
@@ -643,8 +656,7 @@ class View {
 
   async showOwn(pixels) {
     await this.backend.own(pixels);
-    if (this.state.get("picture") === OWN) await this.refresh();
-    else this.set({ picture: OWN });
+    this.set({ picture: OWN });
   }
 
   togglePad() {
@@ -656,7 +668,7 @@ class View {
 
   buildMap(net) {
     const nodes = {};
-    const node = (name, label, words) => {
+    const node = (name, label) => {
       const canvas = h("canvas.rx-map");
       const button = h(
         "button.rx-node",
@@ -666,12 +678,11 @@ class View {
         },
         canvas,
       );
-      nodes[name] = { button, canvas, label: words };
+      nodes[name] = { button, canvas, label };
       return button;
     };
-    const cells = [
-      h("div.rx-cell", {}, wire(false, true), node("stem", "stem", "the stem"), h("span.rx-name", {}, "stem")),
-    ];
+    const stem = node("stem", "the stem");
+    const cells = [h("div.rx-cell", {}, wire(false), stem, h("span.rx-name", {}, "stem"))];
     for (const block of net.blocks) {
       const toggle = h(
         "button.rx-switch",
@@ -687,8 +698,8 @@ class View {
       const cell = h(
         "div.rx-cell",
         {},
-        wire(block.residual, false, block.stride > 1),
-        node(block.name, block.name, block.name),
+        wire(block.residual, block.stride > 1),
+        node(block.name, block.name),
         toggle,
       );
       if (block.stride > 1) cell.classList.add("rx-new-stage");
@@ -696,12 +707,14 @@ class View {
       nodes[block.name].toggle = toggle;
       cells.push(cell);
     }
+    const head = h("span.rx-pool", {}, "mean, linear");
+    cells.push(h("div.rx-cell.rx-head", {}, wire(false), head));
     const verdict = h("span.rx-verdict");
     const root = h(
       "section.rx-net",
       { "aria-label": `map of the network ${net.title}` },
       h("h4", {}, net.title, verdict),
-      h("div.rx-cells", {}, ...cells, h("div.rx-cell.rx-head", {}, wire(false, true), h("span.rx-pool", {}, "mean, linear"))),
+      h("div.rx-cells", {}, ...cells),
     );
     root.style.setProperty("--rx-net", this.colourOf(net));
     this.roving(Object.values(nodes).map((one) => one.button));
@@ -727,20 +740,20 @@ class View {
       oninput: () => this.scale(Number(this.slider.value)),
     });
     this.sliderValue = h("output");
-    this.whole = h(
+    this.wholeButton = h(
       "button.rx-button",
       { type: "button", onclick: () => this.set({ scales: {} }) },
       "make all whole",
     );
     this.panels = Object.fromEntries(STEPS.map((step) => [step, this.buildPanel(step)]));
-    this.bar = h("div.rx-bar", { "aria-hidden": "true" });
+    this.colourBar = h("div.rx-bar", { "aria-hidden": "true" });
     this.tiles = h("div.rx-tiles", { role: "group", "aria-label": "channels, strongest first" });
     this.sliderRow = h(
       "div.rx-slider",
       {},
       h("label", {}, "F(x) × ", this.slider),
       this.sliderValue,
-      this.whole,
+      this.wholeButton,
     );
     this.blockPanel = h(
       "section.rx-block",
@@ -748,8 +761,13 @@ class View {
       this.blockTitle,
       this.blockWords,
       this.sliderRow,
-      h("div.rx-panels", {}, ...STEPS.map((step) => this.panels[step].root), this.bar),
-      h("details", { open: true }, h("summary", {}, "all channels of F(x), strongest first"), this.tiles),
+      h("div.rx-panels", {}, ...STEPS.map((step) => this.panels[step].root), this.colourBar),
+      h(
+        "details",
+        { open: true },
+        h("summary", {}, "all channels of F(x), strongest first"),
+        this.tiles,
+      ),
     );
   }
 
@@ -773,7 +791,8 @@ class View {
     const title = h("figcaption");
     const place = (event) => {
       const box = canvas.getBoundingClientRect();
-      const part = (from, size, count) => clamp(Math.floor(((from / size) * count)), 0, count - 1);
+      const part = (from, size, count) =>
+        clamp(Math.floor((from / size) * count), 0, count - 1);
       return [
         part(event.clientY - box.top, box.height, canvas.height),
         part(event.clientX - box.left, box.width, canvas.width),
@@ -789,7 +808,8 @@ class View {
       preserveAspectRatio: "none",
       role: "img",
     });
-    const root = h("figure.rx-panel", { "data-step": step }, title, this.framed(canvas, cross), value, histogram);
+    const frame = this.framed(canvas, cross);
+    const root = h("figure.rx-panel", { "data-step": step }, title, frame, value, histogram);
     return { root, canvas, cross, value, title, histogram };
   }
 
@@ -865,23 +885,31 @@ class View {
 
   // - drawing -
 
-  theme() {
+  /** Follow the application from light to dark, and the room that there is. */
+  watchLook() {
     const look = () => {
       const dark = onDarkGround(this.root.parentElement ?? this.root);
+      if (this.colours && dark === this.root.classList.contains("rx-dark")) return;
       this.root.classList.toggle("rx-dark", dark);
       this.colours = palette(dark);
       if (this.steps) this.draw("all");
     };
     look();
-    this.width = new ResizeObserver(([entry]) => {
+    const width = new ResizeObserver(([entry]) => {
       this.root.classList.toggle("rx-narrow", entry.contentRect.width < 600);
       if (this.asked) this.drawTime();
     });
-    this.width.observe(this.root);
-    this.observer = new MutationObserver(look);
+    width.observe(this.root);
+    const theme = new MutationObserver(look);
     for (const element of [document.documentElement, document.body])
-      this.observer.observe(element, { attributes: true });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look);
+      theme.observe(element, { attributes: true });
+    const system = matchMedia("(prefers-color-scheme: dark)");
+    system.addEventListener("change", look);
+    this.unwatchLook = () => {
+      width.disconnect();
+      theme.disconnect();
+      system.removeEventListener("change", look);
+    };
   }
 
   draw(what) {
@@ -931,7 +959,12 @@ class View {
           h("td.rx-number", {}, percent(now[i])),
         );
       });
-      const table = h("table", { "aria-label": `answer of ${net.title}` }, h("caption", {}, net.title), h("tbody", {}, ...rows));
+      const table = h(
+        "table",
+        { "aria-label": `answer of ${net.title}` },
+        h("caption", {}, net.title),
+        h("tbody", {}, ...rows),
+      );
       table.style.setProperty("--rx-net", this.colourOf(net));
       return table;
     });
@@ -946,22 +979,24 @@ class View {
     const words = Object.entries(right).map(
       ([title, count]) => `${title} ${(100 * count / seen).toFixed(1)} %`,
     );
-    const more = seen < this.about.judged ? `, going on to ${this.about.judged.toLocaleString("en")}` : "";
-    this.accuracy.textContent = `right of ${seen.toLocaleString("en")} test images: ${words.join(", ")}${more}`;
+    const { judged } = this.about;
+    const more = seen < judged ? `, going on to ${thousands(judged)}` : "";
+    this.accuracy.textContent =
+      `right of ${thousands(seen)} test images: ${words.join(", ")}${more}`;
     this.accuracy.dataset.seen = seen;
     for (const [title, count] of Object.entries(right))
       this.accuracy.dataset[title.replace(/\W/g, "")] = count;
   }
 
   verdict(net, scales, probabilities, shown) {
-    const sure = best(probabilities);
+    const guess = best(probabilities);
     const blocks = net.blocks.length;
     const left = net.blocks.filter((block) => scales[block.name] !== 0).length;
     const paths = net.blocks[0].residual
-      ? `2${superscript(left)} = ${(2 ** left).toLocaleString("en")} path${left ? "s" : ""}`
+      ? `2${superscript(left)} = ${thousands(2 ** left)} path${left ? "s" : ""}`
       : left < blocks ? `${left} of ${blocks} blocks` : "1 path";
-    const when = shown >= 0 && net.kept.length ? `, iteration ${shown.toLocaleString("en")}` : "";
-    return `${this.about.classes[sure]} ${percent(probabilities[sure])} · ${paths}${when}`;
+    const when = shown >= 0 && net.kept.length ? `, iteration ${thousands(shown)}` : "";
+    return `${this.about.classes[guess]} ${percent(probabilities[guess])} · ${paths}${when}`;
   }
 
   drawMaps() {
@@ -970,11 +1005,8 @@ class View {
       const { steps } = this.looks[net.title];
       for (const [name, node] of Object.entries(nodes)) {
         const { out } = steps[name];
-        const strength = strengths(out);
-        const channel = best(strength);
-        const area = out.shape[1] * out.shape[2];
-        const one = out.data.subarray(channel * area, (channel + 1) * area);
-        const limit = one.reduce((top, v) => Math.max(top, Math.abs(v)), 0) || 1;
+        const channel = best(strengths(out));
+        const limit = largest(channelOf(out, channel)) || 1;
         paint(node.canvas, out, channel, limit, this.colours);
         const scale = scales[name] ?? 1;
         const state = scale === 1 ? "" : scale === 0 ? ", off" : `, F(x) times ${scale}`;
@@ -999,20 +1031,19 @@ class View {
     const { net, block, steps, channel } = this;
     const scale = this.lesion[block.name] ?? 1;
     const [channels, height, width] = steps.out.shape;
-    this.blockTitle.textContent = `${net.title}, ${block.name}: ${channels} channels of ${height} × ${width}; channel ${channel}`;
-    const ratio = norm(steps.f) / norm(steps.x);
-    this.blockWords.textContent = block.stem
-      ? "The stem: a 3×3 convolution and BN make F(x) from the picture; a ReLU clips it."
-      : block.residual
-        ? `‖F(x)‖ / ‖x‖ = ${ratio.toFixed(2)}${block.identity ? "" : "; x is what the shortcut makes of the input"}. Blue is negative, red is positive.`
-        : "A plain block adds nothing: its output is F(x) after the ReLU. x is its input.";
+    this.blockTitle.textContent =
+      `${net.title}, ${block.name}: ${channels} channels of ${height} × ${width}; ` +
+      `channel ${channel}`;
+    this.blockWords.textContent = this.aboutBlock(block, steps);
     this.sliderRow.hidden = Boolean(block.stem);
     if (document.activeElement !== this.slider) this.slider.value = scale;
     this.slider.setAttribute("aria-valuetext", `F(x) times ${scale}`);
     this.sliderValue.textContent = scale.toFixed(2);
-    this.whole.disabled = !Object.keys(this.lesion).length;
+    this.wholeButton.disabled = !Object.keys(this.lesion).length;
     const shown = block.stem ? ["f", "out"] : block.residual ? STEPS : ["x", "f", "out"];
-    const limit = Math.max(...shown.map((step) => largest(channelOf(steps[step], channel)))) || 1;
+    const sizes = shown.map((step) => largest(channelOf(steps[step], channel)));
+    const limit = Math.max(...sizes) || 1;
+    const colour = block.stem ? COLOURS.neutral : this.colourOf(net);
     const times = scale === 1 ? "" : `${scale.toFixed(2)}·`;
     const titles = { x: "x", f: "F(x)", sum: `${times}F(x) + x`, out: "after ReLU" };
     for (const step of STEPS) {
@@ -1025,10 +1056,20 @@ class View {
         "aria-label",
         `${titles[step]}, channel ${channel} of ${block.name}; arrow keys move the crosshair`,
       );
-      this.drawHistogram(panel.histogram, steps[step], titles[step], block.stem ? COLOURS.neutral : this.colourOf(net));
+      this.drawHistogram(panel.histogram, steps[step], titles[step], colour);
     }
     this.drawBar(limit);
     this.drawTiles(channel);
+  }
+
+  aboutBlock({ stem, residual, identity }, { x, f }) {
+    if (stem)
+      return "The stem: a 3×3 convolution and BN make F(x) from the picture; a ReLU clips it.";
+    if (!residual)
+      return "A plain block adds nothing: its output is F(x) after the ReLU. x is its input.";
+    const around = identity ? "" : "; x is what the shortcut makes of the input";
+    const ratio = (norm(f) / norm(x)).toFixed(2);
+    return `‖F(x)‖ / ‖x‖ = ${ratio}${around}. Blue is negative, red is positive.`;
   }
 
   drawBar(limit) {
@@ -1036,7 +1077,7 @@ class View {
     const ramp = Float32Array.from({ length: 64 }, (_, i) => limit * (1 - i / 31.5));
     paint(canvas, { data: ramp, shape: [1, 64, 1] }, 0, limit, this.colours);
     const mark = (value) => h("span", {}, number(value, 2));
-    this.bar.replaceChildren(canvas, h("div", {}, mark(limit), mark(0), mark(-limit)));
+    this.colourBar.replaceChildren(canvas, h("div", {}, mark(limit), mark(0), mark(-limit)));
   }
 
   /** Counts of all values of a step, over all channels, on a logarithmic axis. */
@@ -1047,47 +1088,52 @@ class View {
     const top = Math.log1p((100 * Math.max(...bins)) / tensor.data.length);
     const bars = bins.map((count, i) => {
       const height = (29 * Math.log1p((100 * count) / tensor.data.length)) / top;
-      return svg("rect", { x: (100 * i) / 41, y: 30 - height, width: 2.3, height, fill: colour });
+      const x = (100 * i) / 41;
+      return svg("rect", { x, y: 30 - height, width: 2.3, height, fill: colour });
     });
     const below = tensor.data.reduce((n, v) => n + (v < 0), 0) / tensor.data.length;
-    element.setAttribute(
-      "aria-label",
-      `histogram of ${title} over all channels, from ${number(-limit, 2)} to ${number(limit, 2)}: ${percent(below)} below zero`,
-    );
+    const words =
+      `histogram of ${title} over all channels, from ${number(-limit, 2)} to ` +
+      `${number(limit, 2)}: ${percent(below)} below zero`;
+    element.setAttribute("aria-label", words);
     const middle = svg("line", { x1: 50, x2: 50, y1: 0, y2: 30, class: "rx-axis" });
-    const label = svg("title");
-    label.textContent = element.getAttribute("aria-label");
+    const label = svg("title", {}, words);
     element.replaceChildren(label, ...bars, middle);
   }
 
   drawTiles(channel) {
     const { f } = this.steps;
-    const key = `${this.root.dataset.looks}/${this.net.title}/${this.block.name}/${this.root.className}`;
+    const { looks } = this.root.dataset;
+    const key = [looks, this.net.title, this.block.name, this.root.className].join("/");
     if (this.tiles.dataset.key !== key) {
       this.tiles.dataset.key = key;
       const strength = strengths(f);
       const order = [...strength.keys()].sort((a, b) => strength[b] - strength[a]);
       const limit = largest(f) * 0.7 || 1;
-      this.tileButtons = order.map((number_) => {
-        const canvas = h("canvas.rx-map");
-        paint(canvas, f, number_, limit, this.colours);
-        return h(
-          "button.rx-tile",
-          {
-            type: "button",
-            "data-channel": number_,
-            "aria-label": `channel ${number_}, mean size ${strength[number_].toFixed(2)}`,
-            title: `channel ${number_}`,
-            onclick: () => this.set({ channel: number_ }),
-          },
-          canvas,
-        );
-      });
+      this.tileButtons = order.map((one) => this.buildTile(f, one, strength[one], limit));
       this.roving(this.tileButtons);
       this.tiles.replaceChildren(...this.tileButtons);
     }
-    for (const button of this.tileButtons)
-      button.setAttribute("aria-pressed", String(Number(button.dataset.channel) === channel));
+    for (const button of this.tileButtons) {
+      const chosen = Number(button.dataset.channel) === channel;
+      button.setAttribute("aria-pressed", String(chosen));
+    }
+  }
+
+  buildTile(tensor, channel, strength, limit) {
+    const canvas = h("canvas.rx-map");
+    paint(canvas, tensor, channel, limit, this.colours);
+    return h(
+      "button.rx-tile",
+      {
+        type: "button",
+        "data-channel": channel,
+        "aria-label": `channel ${channel}, mean size ${strength.toFixed(2)}`,
+        title: `channel ${channel}`,
+        onclick: () => this.set({ channel }),
+      },
+      canvas,
+    );
   }
 
   /** Crosshair, values and receptive field: of the pointer, or of the pinned pixel. */
@@ -1118,9 +1164,15 @@ class View {
     this.field.hidden = !pixel;
     if (!pixel) return;
     const clipped = [clamp(pixel[0], 0, height - 1), clamp(pixel[1], 0, width - 1)];
-    const [top, bottom, left, right] = receptiveField(net, this.lesion, block.name, ...clipped);
+    const { lesion } = this;
+    const [top, bottom, left, right] = receptiveField(net, lesion, block.name, ...clipped);
     const part = (places) => `${(100 * places) / SIZE}%`;
-    this.field.style.cssText = `left:${part(left)};top:${part(top)};width:${part(right - left + 1)};height:${part(bottom - top + 1)}`;
+    Object.assign(this.field.style, {
+      left: part(left),
+      top: part(top),
+      width: part(right - left + 1),
+      height: part(bottom - top + 1),
+    });
     this.field.dataset.size = `${bottom - top + 1} × ${right - left + 1}`;
   }
 
@@ -1128,67 +1180,77 @@ class View {
   async drawWindows() {
     const { pixel, block, channel } = this;
     if (!pixel) {
-      const words = "Point at a map to read its values and to see the patch of the picture that this pixel sees. Click it to see its arithmetic.";
-      this.windows.replaceChildren(h("p.rx-hint", {}, words));
+      this.windows.replaceChildren(h("p.rx-hint", {}, POINT_AT_A_MAP));
       return;
     }
+    const place = () =>
+      JSON.stringify([this.asked, this.net.title, this.block.name, this.channel, this.pixel]);
+    const here = place();
     let kernel;
     try {
       kernel = await this.kernel();
     } catch (error) {
       return this.tell(error.message);
     }
-    if (this.gone || pixel.join() !== this.pixel?.join() || block.name !== this.block.name) return;
-    const [row, column] = pixel;
-    const found = workOut(kernel, row, column);
+    if (this.gone || place() !== here) return; // another one is being drawn
+    const found = workOut(kernel, ...pixel);
     const order = [...found.channels].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum));
-    const shown = order.slice(0, 3);
     const rest = order.slice(3).reduce((sum, one) => sum + one.sum, 0);
-    const limits = ["window", "kernel"].map((what) =>
-      Math.max(...shown.flatMap((one) => one[what].map(Math.abs)), 1e-9),
-    );
-    const what = block.stem ? "picture channel" : "inner channel";
-    const rows = shown.map((one) =>
-      h(
-        "div.rx-product",
-        {},
-        h("span.rx-name", {}, `${what} ${one.channel}`),
-        this.grid(one.window, limits[0], "window"),
-        "×",
-        this.grid(one.kernel, limits[1], "weights"),
-        h("span", {}, `sum ${number(one.sum)}`),
-      ),
-    );
-    const { steps } = this;
-    const values = Object.fromEntries(STEPS.map((step) => [step, at(steps[step], channel, row, column)]));
-    const field = receptiveField(this.net, this.lesion, block.name, row, column);
-    const scale = this.lesion[block.name] ?? 1;
-    const lines = [
-      `Pixel (${row}, ${column}), channel ${channel}. It sees ${field[1] - field[0] + 1} × ${field[3] - field[2] + 1} pixels of the picture.`,
-      `All windows: ${number(found.total)}. BN: ${number(kernel.scale)} × ${number(found.total)} ${kernel.shift < 0 ? "−" : "+"} ${number(Math.abs(kernel.shift))} = ${number(found.value)} = F(x).`,
-    ];
-    if (block.residual) {
-      const branch = scale === 1 ? number(values.f) : `${scale} × ${number(values.f)}`;
-      lines.push(`The addition: ${branch} ${values.x < 0 ? "−" : "+"} ${number(Math.abs(values.x))} = ${number(values.sum)}.`);
-    }
-    lines.push(
-      values.sum < 0 && values.out === 0
-        ? `The ReLU clips it to 0.`
-        : `After the ReLU: ${number(values.out)}.`,
-    );
+    const more = `and ${order.length - 3} more channels, together ${number(rest)}`;
+    const lines = [order.length > 3 ? more : "", ...this.arithmetic(pixel, kernel, found)];
     this.windows.replaceChildren(
       h("h4", {}, "how this number came about"),
-      h("div.rx-products", {}, ...rows),
-      h("p.rx-words", {}, order.length > 3 ? `and ${order.length - 3} more channels, together ${number(rest)}` : ""),
+      h("div.rx-products", {}, ...this.products(order.slice(0, 3))),
       ...lines.map((line) => h("p.rx-words", {}, line)),
     );
     Object.assign(this.windows.dataset, {
       total: found.total,
       value: found.value,
-      pixel: `${row},${column}`,
+      pixel: pixel.join(),
       channel,
       block: block.name,
     });
+  }
+
+  /** Window × weights = sum, for some of the channels that were read. */
+  products(channels) {
+    const limitOf = (what) =>
+      Math.max(...channels.flatMap((one) => one[what].map(Math.abs)), 1e-9);
+    const [windowLimit, kernelLimit] = [limitOf("window"), limitOf("kernel")];
+    const what = this.block.stem ? "picture channel" : "inner channel";
+    return channels.map((one) =>
+      h(
+        "div.rx-product",
+        {},
+        h("span.rx-name", {}, `${what} ${one.channel}`),
+        this.grid(one.window, windowLimit, "window"),
+        "×",
+        this.grid(one.kernel, kernelLimit, "weights"),
+        h("span", {}, `sum ${number(one.sum)}`),
+      ),
+    );
+  }
+
+  /** From the sum of all windows to the pixel's value, in sentences. */
+  arithmetic([row, column], { scale, shift }, { total, value }) {
+    const { net, block, channel, steps, lesion } = this;
+    const [top, bottom, left, right] = receptiveField(net, lesion, block.name, row, column);
+    const [x, f, sum, out] = STEPS.map((step) => at(steps[step], channel, row, column));
+    const plus = (v) => `${v < 0 ? "−" : "+"} ${number(Math.abs(v))}`;
+    const lines = [
+      `Pixel (${row}, ${column}), channel ${channel}. ` +
+        `It sees ${bottom - top + 1} × ${right - left + 1} pixels of the picture.`,
+      `All windows: ${number(total)}. BN: ${number(scale)} × ${number(total)} ` +
+        `${plus(shift)} = ${number(value)} = F(x).`,
+    ];
+    if (block.residual) {
+      const factor = lesion[block.name] ?? 1;
+      const branch = factor === 1 ? number(f) : `${factor} × ${number(f)}`;
+      lines.push(`The addition: ${branch} ${plus(x)} = ${number(sum)}.`);
+    }
+    const clipped = sum < 0 && out === 0;
+    lines.push(clipped ? "The ReLU clips it to 0." : `After the ReLU: ${number(out)}.`);
+    return lines;
   }
 
   grid(values, limit, label) {
@@ -1221,12 +1283,11 @@ class View {
         points: points.map(([i, error]) => `${x(i)},${y(error)}`).join(" "),
         class: style,
       });
-    const text = (at, down, value, anchor = "middle") => {
-      const element = svg("text", { x: at, y: down, "text-anchor": anchor });
-      element.textContent = value;
-      return element;
-    };
-    const marks = net.kept.map((kept) => svg("path", { d: `M${x(kept)} 107 l4 7 h-8 z`, class: "rx-kept" }));
+    const text = (across, down, words, anchor = "middle") =>
+      svg("text", { x: across, y: down, "text-anchor": anchor }, words);
+    const marks = net.kept.map((kept) =>
+      svg("path", { d: `M${x(kept)} 107 l4 7 h-8 z`, class: "rx-kept" }),
+    );
     plot.replaceChildren(
       svg("line", { x1: 40, x2: right, y1: 105, y2: 105, class: "rx-axis" }),
       line(curves[0], "rx-train"),
@@ -1235,19 +1296,18 @@ class View {
       ...marks,
       text(36, y(top) + 4, `${top.toFixed(0)} %`, "end"),
       text(36, 108, "0", "end"),
-      text(right, 126, net.iterations.toLocaleString("en"), "end"),
+      text(right, 126, thousands(net.iterations), "end"),
       text(right / 2 + 5, 126, "iteration; triangles: weights were kept"),
       text(right - 4, 16, "training error (line), test error (dashed)", "end"),
     );
     const { shown } = this.looks[net.title];
     const kept = net.kept.includes(iteration);
-    const lines = [`Iteration ${iteration.toLocaleString("en")}.`];
-    if (shown === null) lines.push("No weights were kept so early: the final network is shown.");
-    else if (!kept) lines.push(`No weights of this iteration: shown are those of ${shown.toLocaleString("en")}.`);
-    if (shown === 0)
-      lines.push(
-        "The network is untrained. In evaluation mode its BN layers divide by running statistics that nobody has measured yet, so its numbers grow from block to block and the softmax looks certain. It knows nothing.",
-      );
+    const lines = [`Iteration ${thousands(iteration)}.`];
+    if (shown === null)
+      lines.push("No weights were kept so early: the final network is shown.");
+    else if (!kept)
+      lines.push(`No weights of this iteration: shown are those of ${thousands(shown)}.`);
+    if (shown === 0) lines.push(UNTRAINED);
     words.textContent = lines.join(" ");
     plot.setAttribute("aria-label", `error of ${net.run} by iteration, at ${iteration}`);
   }
@@ -1261,10 +1321,11 @@ function channelOf(tensor, channel) {
 }
 
 /** The way past a node: a line, and over a residual block the shortcut's arc and its +. */
-function wire(residual, plain, strided = false) {
+function wire(residual, strided = false) {
   const parts = [svg("path", { d: "M0 30 H64", class: "rx-line" })];
   if (residual) {
-    parts.push(svg("path", { d: "M4 30 C4 2 56 2 56 30", class: `rx-arc${strided ? " rx-strided" : ""}` }));
+    const kind = strided ? "rx-arc rx-strided" : "rx-arc";
+    parts.push(svg("path", { d: "M4 30 C4 2 56 2 56 30", class: kind }));
     parts.push(svg("circle", { cx: 56, cy: 30, r: 5.5, class: "rx-plus" }));
     parts.push(svg("path", { d: "M53 30 h6 M56 27 v6", class: "rx-line" }));
   }
@@ -1300,7 +1361,8 @@ function buildPad(root, done) {
   };
   const place = (event) => {
     const box = canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top].map((v) => (v * 128) / box.width);
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    return [(x * 128) / box.width, (y * 128) / box.width];
   };
   canvas.onpointerdown = (event) => {
     canvas.setPointerCapture(event.pointerId);
@@ -1314,7 +1376,12 @@ function buildPad(root, done) {
     done(shrink(canvas));
   };
   canvas.addEventListener("rx-key", (event) => {
-    const move = { ArrowUp: [0, -4], ArrowDown: [0, 4], ArrowLeft: [-4, 0], ArrowRight: [4, 0] }[event.key];
+    const move = {
+      ArrowUp: [0, -4],
+      ArrowDown: [0, 4],
+      ArrowLeft: [-4, 0],
+      ArrowRight: [4, 0],
+    }[event.key];
     if (event.key === " ") down = !down;
     else if (!move) return;
     event.preventDefault();
@@ -1323,7 +1390,11 @@ function buildPad(root, done) {
     done(shrink(canvas));
   });
   clear();
-  const empty = h("button.rx-button", { type: "button", onclick: () => { clear(); done(shrink(canvas)); } }, "clear");
+  const onclick = () => {
+    clear();
+    done(shrink(canvas));
+  };
+  const empty = h("button.rx-button", { type: "button", onclick }, "clear");
   root.append(canvas, h("div", {}, colour, empty));
 }
 
@@ -1331,12 +1402,12 @@ function buildPad(root, done) {
 
 const WAIT = 8000; // milliseconds for an answer from the kernel
 const FIRST = 3000; // for the first one: mostly a notebook reopened, and nobody there
+const SILENT =
+  "The kernel does not answer. Run this cell to use the explorer; " +
+  "if another cell is running, it goes on after that.";
 
-/** PyTorch in the kernel behind an anywidget model. */
-export function kernelBackend(model) {
-  const waiting = new Map();
-  const me = Math.random().toString(36).slice(2);
-  let count = 0;
+/** PyTorch in the kernel behind an anywidget model, which is asked over its line. */
+export function kernelBackend(model, line) {
   const names = ["net", "block", "channel", "pixel", "scales", "picture", "iteration"];
   const backend = {
     silent: () => {},
@@ -1345,7 +1416,7 @@ export function kernelBackend(model) {
       set(values) {
         for (const [name, value] of Object.entries(values)) model.set(name, value);
         model.save_changes();
-        if (Date.now() - heard > 15000) ask("ping").catch(() => {});
+        line.ping();
       },
       watch(tell) {
         const handlers = names.map((name) => [`change:${name}`, () => tell(name)]);
@@ -1359,36 +1430,99 @@ export function kernelBackend(model) {
       },
     },
     async about() {
-      const { about, buffers } = await ask("about");
+      const { about, buffers } = await line.ask("about");
       return { about, thumbnails: new Uint8Array(buffers[0]) };
     },
     async look(question, early) {
-      const { nets, label, buffers } = await ask("look", question, [], early);
+      const { nets, label, buffers } = await line.ask("look", question, { early });
       return {
         pixels: new Uint8Array(buffers[0]),
         label,
-        nets: nets.map((net, i) => ({ ...net, parts: cut(net.parts, new Float32Array(buffers[i + 1])) })),
+        nets: nets.map((net, i) => ({
+          ...net,
+          parts: cut(net.parts, new Float32Array(buffers[i + 1])),
+        })),
       };
     },
     async kernel(question) {
-      const { scale, shift, shape, buffers } = await ask("kernel", question);
+      const { scale, shift, shape, buffers } = await line.ask("kernel", question);
       const [weights, data] = buffers.map((buffer) => new Float32Array(buffer));
       return { scale, shift, weights, maps: { data, shape } };
     },
-    judge: (question) => ask("judge", question),
-    own: (pixels) => ask("own", {}, [pixels.buffer]),
-    stop: () => model.off("msg:custom", hear),
+    judge: (question) => line.ask("judge", question),
+    own: (pixels) => line.ask("own", {}, { buffers: [pixels.buffer] }),
+    stop: () => line.backends.delete(backend),
   };
-  let heard = 0; // when the kernel answered last
+  line.backends.add(backend);
+  return backend;
+}
 
-  function hear(content, buffers) {
-    const question = waiting.get(content.id);
-    if (!question) return;
-    heard = Date.now();
+/**
+ * Questions to the kernel. All views of one model share a line, so that what two of them
+ * ask is computed and sent once.
+ */
+class Line {
+  constructor(model) {
+    this.model = model;
+    this.backends = new Set(); // one of each view
+    this.questions = new Map(); // without an answer; counts of right answers stay longer
+    this.name = Math.random().toString(36).slice(2); // other browsers hear the answers too
+    this.count = 0;
+    this.heard = 0; // when the kernel answered last
+    model.on("msg:custom", (content, buffers) => this.answered(content, buffers));
+  }
+
+  /** Find out, once in a while, whether the kernel still lives. */
+  ping() {
+    if (Date.now() - this.heard > 15000) this.ask("ping").catch(() => {});
+  }
+
+  /** `early` is told the first part of an answer that comes in two. */
+  ask(kind, body = {}, { buffers = [], early = null } = {}) {
+    const key = buffers.length ? Symbol(kind) : JSON.stringify([kind, body]);
+    let question = this.questions.get(key);
+    if (!question) {
+      if (kind === "look") this.forgetCounts();
+      question = this.send(kind, body, buffers);
+      this.questions.set(key, question);
+    }
+    if (early && question.first) early(question.first);
+    else if (early) question.early.push(early);
+    return question.answer;
+  }
+
+  send(kind, body, buffers) {
+    const id = `${this.name}-${this.count++}`;
+    const question = { id, kind, early: [], first: null, done: false };
+    question.answer = new Promise((resolve, reject) => {
+      Object.assign(question, { resolve, reject });
+    });
+    const missed = () => this.silent(SILENT);
+    question.timer = setTimeout(missed, this.heard ? WAIT : FIRST);
+    try {
+      this.model.send({ kind, ...body, id }, undefined, buffers);
+    } catch {
+      clearTimeout(question.timer);
+      missed();
+    }
+    return question;
+  }
+
+  answered(content, buffers) {
+    const found = [...this.questions].find(([, question]) => question.id === content.id);
+    if (!found) return;
+    const [key, question] = found;
+    this.heard = Date.now();
     clearTimeout(question.timer);
-    backend.silent(null);
-    if (content.early) return question.early(content);
-    waiting.delete(content.id);
+    this.silent(null);
+    if (content.early) {
+      question.first = content;
+      for (const early of question.early) early(content);
+      return;
+    }
+    question.done = true;
+    // Another view asks for the same counts a moment later.
+    if (question.kind !== "judge") this.questions.delete(key);
     if (content.error) return question.reject(new Error(content.error));
     // Copies: the kernel's views need not begin at a multiple of four bytes.
     const copies = buffers.map((view) =>
@@ -1397,23 +1531,14 @@ export function kernelBackend(model) {
     question.resolve({ ...content, buffers: copies });
   }
 
-  function ask(kind, body = {}, buffers = [], early = null) {
-    const id = `${me}-${count++}`;
-    return new Promise((resolve, reject) => {
-      const missed = () => backend.silent("The kernel does not answer. Run this cell to use the explorer; if another cell is running, it goes on after that.");
-      const timer = setTimeout(missed, heard ? WAIT : FIRST);
-      waiting.set(id, { resolve, reject, timer, early });
-      try {
-        model.send({ kind, id, ...body }, undefined, buffers);
-      } catch {
-        clearTimeout(timer);
-        missed();
-      }
-    });
+  /** They were of another lesion, or of weights that were trained since. */
+  forgetCounts() {
+    for (const [key, { done }] of this.questions) if (done) this.questions.delete(key);
   }
 
-  model.on("msg:custom", hear);
-  return backend;
+  silent(words) {
+    for (const backend of this.backends) backend.silent(words);
+  }
 }
 
 /** One long array as tensors by name: parts are [name, shape]. */
@@ -1454,8 +1579,15 @@ export function mount(element, backend) {
   };
 }
 
-export default {
-  render({ model, el }) {
-    return mount(el, kernelBackend(model));
-  },
+/** What anywidget calls: this function once for a model, `render` for each of its views. */
+export default () => {
+  let line;
+  return {
+    initialize({ model }) {
+      line = new Line(model);
+    },
+    render({ model, el }) {
+      return mount(el, kernelBackend(model, line));
+    },
+  };
 };

@@ -34,6 +34,7 @@ __all__ = ["Explorer", "describe_net", "pictures_for"]
 
 HERE = Path(__file__).parent
 OWN = -1  # the number of a picture that is not in the test set
+PIXELS = 3 * 32 * 32
 CHUNK = 50  # test images judged in one answer: short, since other questions wait
 
 
@@ -130,6 +131,7 @@ class Explorer(anywidget.AnyWidget):
     scales = traitlets.Dict().tag(sync=True)
     picture = traitlets.Int(0).tag(sync=True)
     iteration = traitlets.Int(-1).tag(sync=True)
+    own = traitlets.Bytes(bytes(PIXELS))  # a picture of one's own, at first black
     saved = traitlets.Bytes(b"").tag(sync=True)  # for a page without a kernel
     words = traitlets.Unicode().tag(sync=True)  # the same, said
 
@@ -154,12 +156,10 @@ class Explorer(anywidget.AnyWidget):
         self.data = data
         self.normalisation = normalisation or Normalisation.of(_trained_on(data, nets))
         self.judged = data.test[:judged]
-        self.own: Tensor | None = None  # uint8 (3, 32, 32)
         self.past: dict[tuple[str, int], nn.Module] = {}  # as they were, by iteration
         self.wholes: dict[str, tuple] = {}
-        self.last: dict[
-            str, tuple
-        ] = {}  # by title: key, scales and Inside of an answer
+        # By title: key, scales and Inside of the last answer.
+        self.last: dict[str, tuple] = {}
         self.lesioned: dict[tuple, LesionedNet] = {}  # with what it judges
         first = next(iter(self.models))
         start = {
@@ -207,6 +207,12 @@ class Explorer(anywidget.AnyWidget):
             )
         return number
 
+    @traitlets.validate("own")
+    def _own_proposed(self, proposal: dict) -> bytes:
+        if len(proposal["value"]) != PIXELS:
+            raise traitlets.TraitError(f"A picture has {PIXELS} bytes: (3, 32, 32).")
+        return proposal["value"]
+
     @staticmethod
     def _one_of(what: str, value: str, offer: list[str]) -> str:
         if value not in offer:
@@ -231,13 +237,17 @@ class Explorer(anywidget.AnyWidget):
                 f"A picture is uint8 of shape (3, 32, 32), not {picture.dtype} of "
                 f"{tuple(picture.shape)}."
             )
-        self.own = picture.cpu()
+        self.own = picture.cpu().numpy().tobytes()
         self.picture = OWN
-        self.send({"kind": "again"})
+
+    @traitlets.observe("own")
+    def _own_changed(self, _) -> None:
+        if self.picture == OWN:  # the number is the same, the picture is not
+            self.send({"kind": "again"})
 
     def link(self, other: "Explorer") -> None:
         """Let two explorers show the same block, channel, pixel, picture and lesion."""
-        for name in ("block", "channel", "pixel", "picture", "scales"):
+        for name in ("block", "channel", "pixel", "own", "picture", "scales"):
             traitlets.link((self, name), (other, name))
 
     # --- numbers ----------------------------------------------------------------------
@@ -250,8 +260,8 @@ class Explorer(anywidget.AnyWidget):
     def _image(self, number: int) -> Tensor:
         if number != OWN:
             return self.data.test.images[number]
-        black = torch.zeros(3, 32, 32, dtype=torch.uint8)
-        return black if self.own is None else self.own
+        pixels = torch.frombuffer(bytearray(self.own), dtype=torch.uint8)
+        return pixels.view(3, 32, 32)
 
     @property
     def label(self) -> int | None:
@@ -452,8 +462,7 @@ class Explorer(anywidget.AnyWidget):
         return {"right": right, "of": len(self.judged[start : start + CHUNK])}, []
 
     def _take(self, content: dict, buffers: list) -> tuple[dict, list]:
-        pixels = torch.frombuffer(bytearray(buffers[0]), dtype=torch.uint8)
-        self.own = pixels.view(3, 32, 32)
+        self.own = bytes(buffers[0])
         return {}, []
 
     # --- paper ------------------------------------------------------------------------

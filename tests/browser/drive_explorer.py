@@ -24,7 +24,13 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
+from playwright.sync_api import (
+    Locator,
+    Page,
+    TimeoutError,
+    expect,
+    sync_playwright,
+)
 
 from resnet_lib.data import Normalisation
 from resnet_lib.datasets import load_data
@@ -157,7 +163,7 @@ def nets():
     return data, Normalisation.of(train.images), models
 
 
-def first(page: Page):
+def first(page: Page) -> Locator:
     return page.locator(".rx").first
 
 
@@ -176,6 +182,13 @@ def answered(page: Page, act) -> None:
 def probability(page: Page, net: int, number: int) -> float:
     row = first(page).locator("table").nth(net).locator("tr").nth(number)
     return float(row.get_attribute("data-probability"))
+
+
+def test_no_picture_stands_twice_in_the_strip(page):
+    drawn = first(page).evaluate(
+        "root => [...root.querySelectorAll('.rx-thumb canvas')].map(c => c.toDataURL())"
+    )
+    assert len(drawn) > 20 and len(set(drawn)) == len(drawn)
 
 
 def test_the_state_was_set_from_python(page):
@@ -304,20 +317,111 @@ def test_the_keyboard_does_everything(page):
     assert nameless == 0
 
 
-def test_pictures_of_ones_own(page, tmp_path):
-    rx = first(page)
-    Image.fromarray(np.full((50, 50), 2048, np.uint16)).save(tmp_path / "deep.png")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Pictures, and what is none; of a wide one the middle is shown, which is green."""
+    folder = tmp_path_factory.mktemp("files")
+    wide = np.full((200, 300, 3), (255, 0, 0), np.uint8)
+    wide[:, 50:250] = (0, 255, 0)
+    Image.fromarray(wide).save(folder / "wide.png")
+    Image.fromarray(np.full((50, 50), 2048, np.uint16)).save(folder / "deep.png")
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(folder / "ink.jpg")
     noise = np.random.default_rng(0).integers(0, 255, (4200, 4200, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "50MB.png", compress_level=0)
-    assert (tmp_path / "50MB.png").stat().st_size > 50_000_000
+    Image.fromarray(noise).save(folder / "50MB.png", compress_level=0)
+    assert (folder / "50MB.png").stat().st_size > 50_000_000
+    (folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "cut.png").write_bytes((folder / "wide.png").read_bytes()[:60])
+    (folder / "folder").mkdir()
+    return folder
+
+
+SHOWN = {  # the means of red, green and blue
+    "wide.png": (0, 255, 0),
+    "deep.png": (128, 128, 128),
+    "ink.jpg": (237, 28, 36),
+    "50MB.png": (127, 127, 127),
+}
+TOLD = {
+    "drawing.svg": "a drawing",
+    "notes.txt": "notes.txt cannot be shown: it is no picture",
+    "cut.png": "cut.png cannot be shown: it is damaged",
+    "folder": "folder cannot be shown: it is no picture",
+}
+
+
+def shows(page: Page, colour: tuple[int, ...], number: int = 0) -> None:
+    """Wait until an explorer shows a picture with these means, nearly."""
+    page.wait_for_function(
+        """([colour, number]) => {
+            const { pixels } = document.querySelectorAll('.rx')[number].view;
+            const mean = (channel) => pixels.subarray(1024 * channel)
+                .subarray(0, 1024).reduce((sum, value) => sum + value) / 1024;
+            return colour.every((right, c) => Math.abs(mean(c) - right) < 45);
+        }""",
+        arg=[colour, number],
+    )
+
+
+def test_a_picture_is_chosen(page, files):
+    rx = first(page)
     for name in ("deep.png", "50MB.png"):
-        rx.locator(".rx-own input").set_input_files(tmp_path / name)
+        rx.locator(".rx-own input").set_input_files(files / name)
         rx.get_by_text(f"{name}: the middle square").wait_for()
-        total = "document.querySelector('.rx').view.pixels.reduce((a, b) => a + b)"
-        page.wait_for_function(f"Math.abs({total} / 3072 - 127) < 4")
-    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    rx.locator(".rx-own input").set_input_files(tmp_path / "drawing.svg")
+        shows(page, SHOWN[name])
+    rx.locator(".rx-own input").set_input_files(files / "drawing.svg")
     rx.get_by_text("a drawing").wait_for()
+
+
+def drop(page: Page, rx: Locator, **data) -> None:
+    """Drag something from outside the browser onto an explorer, and let it go."""
+    rx.locator(".rx-own").scroll_into_view_if_needed()
+    box = rx.locator(".rx-own").bounding_box()
+    place = {"x": box["x"] + 20, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [], "dragOperationsMask": 1} | data
+    browser = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "data": data, **place}
+        browser.send("Input.dispatchDragEvent", event)
+    browser.detach()
+
+
+def test_a_picture_is_dropped(page, files):
+    rx = first(page)
+    for name, colour in SHOWN.items():
+        drop(page, rx, files=[str(files / name)])
+        rx.get_by_text(f"{name}: the middle square").wait_for()
+        shows(page, colour)
+    shoot(rx, page, "dropped")
+    for name, words in TOLD.items():
+        drop(page, rx, files=[str(files / name)])
+        rx.get_by_text(words).wait_for()
+    drop(page, rx, items=[{"mimeType": "text/plain", "data": "a sentence"}])
+    rx.get_by_text("That is no picture file").wait_for()
+    shows(page, SHOWN["50MB.png"])
+    assert page.url.endswith(NAME), "the browser has opened the file itself"
+
+
+def test_a_picture_is_pasted(page, files):
+    rx = first(page)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    copy = """async ([kind, bytes]) => {
+        const blob = new Blob([new Uint8Array(bytes)], { type: kind });
+        await navigator.clipboard.write([new ClipboardItem({ [kind]: blob })]);
+    }"""
+    rx.locator(".rx-thumb").first.focus()
+    page.evaluate(copy, ["image/png", list((files / "wide.png").read_bytes())])
+    page.keyboard.press("Control+v")
+    rx.get_by_text("image.png: the middle square").wait_for()
+    shows(page, SHOWN["wide.png"])
+    page.evaluate(copy, ["text/plain", list(b"a sentence")])
+    page.keyboard.press("Control+v")
+    rx.get_by_text("That is no picture file").wait_for()
+    answered(page, lambda: rx.locator(".rx-thumb").nth(6).click())
+
+
+def test_a_picture_is_drawn(page):
+    rx = first(page)
     rx.get_by_text("draw one").click()
     pad = rx.locator(".rx-pad canvas")
     pad.scroll_into_view_if_needed()
@@ -412,7 +516,7 @@ def test_nothing_overflows_on_a_narrow_screen(page):
     assert wide == []
 
 
-def test_two_views_show_the_same(page):
+def test_two_views_show_the_same(page, files):
     one, other = page.locator(".rx").nth(1), page.locator(".rx").nth(2)
     for here, there in ((one, other), (other, one)):
         here.scroll_into_view_if_needed()
@@ -421,6 +525,24 @@ def test_two_views_show_the_same(page):
         expect(switch).to_have_attribute("aria-checked", "false")
         here.get_by_text("make all whole").click()
         expect(switch).to_have_attribute("aria-checked", "true")
+    for name in ("wide.png", "ink.jpg"):  # a picture of one's own, and another
+        one.locator(".rx-own input").set_input_files(files / name)
+        for number in (1, 2):
+            shows(page, SHOWN[name], number)
+
+
+def test_two_views_ask_once(page):
+    """The last block's maps, which a lesion changes, lie in memory that both share."""
+    same = """() => {
+        const views = [1, 2].map((i) => document.querySelectorAll('.rx')[i].view);
+        if (!views.every(({ lesion }) => lesion['layer3.0'] === 0)) return null;
+        const maps = views.map((view) => view.looks['net'].parts['layer4.1.f'].data);
+        return String(maps[0].buffer === maps[1].buffer);
+    }"""
+    one = page.locator(".rx").nth(1)
+    one.locator(".rx-switch").nth(4).click()
+    assert page.wait_for_function(same).json_value() == "true"
+    one.get_by_text("make all whole").click()
 
 
 def test_it_works_again_after_a_restart(page):

@@ -1,6 +1,6 @@
 // The explorer in a page without a kernel: the same view, fed by onnxruntime-web from
 // files that lie beside this one. See `explorer.js` for what a backend has to answer.
-import { mount } from "./explorer.js";
+import { mount, OWN } from "./explorer.js";
 
 const PIXELS = 3 * 32 * 32;
 const BATCH = 20; // pictures judged in one go
@@ -210,6 +210,7 @@ export async function pageBackend(name) {
     },
     async own(pixels) {
       own = pixels;
+      if (state.get("picture") === OWN) state.set({ picture: OWN });
     },
   };
 }

@@ -291,6 +291,31 @@ def test_a_picture_of_ones_own(page, tmp_path):
         page.get_by_text(words).wait_for()
 
 
+HAND_OVER = """([root, kind, bytes]) => {
+    const data = new DataTransfer();
+    if (bytes.length) data.items.add(new File([new Uint8Array(bytes)], 'mine.png'));
+    else data.setData('text/plain', 'a sentence');
+    const options = { bubbles: true, cancelable: true };
+    root.dispatchEvent(kind === 'drop'
+        ? new DragEvent(kind, { ...options, dataTransfer: data })
+        : new ClipboardEvent(kind, { ...options, clipboardData: data }));
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_picture_is_dropped_or_pasted(page, tmp_path, kind):
+    from PIL import Image
+
+    page.evaluate("document.querySelector('.rx').view.tell('')")
+    Image.new("RGB", (300, 200), (0, 255, 0)).save(tmp_path / "mine.png")
+    root = page.locator(".rx").element_handle()
+    page.evaluate(HAND_OVER, [root, kind, list((tmp_path / "mine.png").read_bytes())])
+    page.get_by_text("mine.png: the middle square").wait_for()
+    page.wait_for_function("document.querySelector('.rx').view.pixels[1024] === 255")
+    page.evaluate(HAND_OVER, [root, kind, []])
+    page.get_by_text("That is no picture file").wait_for()
+
+
 def test_a_training_is_played_back(browser, host, nets):
     data, norm, _ = nets
     if data.name != "cifar10":
