@@ -143,8 +143,10 @@ def _typed(name: str, kind: type, value: object) -> object:
             several = f"several whole numbers, as in {name}=(10, 20), or none"
             raise ValueError(f"{told} {several}.") from None
         return tuple(_typed(f"{name}[{i}]", int, step) for i, step in enumerate(steps))
-    if kind is str or (value is None and name == "warmup_lr"):
-        return value and str(value)
+    if kind is str:
+        return str(value)
+    if value is None and name == "warmup_lr":
+        return None
     is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's too
     if kind is bool:
         if not is_bool:

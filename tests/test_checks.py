@@ -137,6 +137,13 @@ def test_random_numbers_and_unsolved_exercises(says, check, wrong, right):
     assert not verdict and line.startswith("○ Not yet: replace `raise NotImpl")
 
 
+def test_a_judge_draws_the_same_numbers_each_time(says):
+    drawing = base.check(lambda answer: f"{torch.rand(()).item()}")
+    assert (
+        len({says(drawing, int)[1] for seed in (1, 2) if torch.manual_seed(seed)}) == 1
+    )
+
+
 # --- errors, and what is no answer ----------------------------------------------------
 
 
