@@ -220,8 +220,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise RuntimeError(
             f"{path} is damaged. Restore it, or train the run anew in another folder."
         ) from error
-    named = isinstance(weights, dict)
-    if not named or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor)
+        for name, value in weights.items()
+    ):
         raise RuntimeError(no_weights)
     return weights
 

@@ -485,6 +485,7 @@ def test_what_is_no_state_dict_is_not_called_damaged(tmp_path, refused):
         "If it is a whole model, load it where it was made": small_net(),
         "holds no state_dict": {"a": torch.ones(1), "b": 3},
         "holds no state_dict: a name and a tensor": [1, 2],
+        "no state_dict: a name and": {3: torch.ones(1)},
         "holds no state_dict: a name": {"a": np.float64(3)},
     }.items():
         torch.save(value, file)
