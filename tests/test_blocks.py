@@ -153,6 +153,7 @@ def test_the_identity_is_the_identity():
 
 def test_shortcut_a_picks_pixels_and_pads_zeros():
     x = images(2, 4, 7, 8).requires_grad_()
+    assert PaddedIdentity(4, 6)(x).shape[2:] == x.shape[2:]
     y = PaddedIdentity(4, 6, stride=2)(x)
     assert y.shape == (2, 6, 4, 4)
     for row in range(4):

@@ -456,6 +456,10 @@ def test_a_set_without_test_images_is_told_how_to_get_some():
             "from 1 to 10, and 10 classes are numbered from 0 to 9. Count them",
         ),
         (
+            {"train": Images(PIXELS, LABELS + LABELS // 9 + 1)},
+            "from 1 to 11, and 10 classes are numbered from 0 to 9. Give 12",
+        ),
+        (
             {"train": Images(PIXELS, LABELS - 1)},
             "numbered from 0 to 9. Leave the others out",
         ),

@@ -238,8 +238,10 @@ def test_snapshots_are_networks_of_their_time():
 
 
 def test_table_has_a_row_per_run():
-    table = runs_table(RUNS).set_index("run")["test error (%)"]
+    table = runs_table(RUNS).set_index("run")
     assert table.index.tolist() == list(RUNS)
+    assert table["model"].tolist() == [run.about["model"] for run in RUNS.values()]
+    table = table["test error (%)"]
     for name, run in RUNS.items():
         assert table[name] == round(100 * run.final["test_error"], 2)
 

@@ -146,6 +146,20 @@ def test_a_recipe_that_cannot_be_is_refused(change, told):
         dataclasses.replace(PAPER, **change)
 
 
+def test_the_warm_up_ends_below_its_error_and_not_at_it():
+    """Paper §4.2: until the training error is below 80 %."""
+
+    def after_a_row(warmup_error):
+        recipe = dataclasses.replace(SHORT, warmup_lr=0.02, warmup_error=warmup_error)
+        state = Training(small_net(), DIGITS, recipe, "cpu")
+        state.step()
+        return state.add_row()["train_error"], state.warming_up
+
+    error, _ = after_a_row(0.8)
+    assert after_a_row(error) == (error, True)
+    assert after_a_row(1.01 * error) == (error, False)
+
+
 # --- one step, evaluation ------------------------------------------------------------
 
 

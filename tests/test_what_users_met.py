@@ -156,6 +156,7 @@ def test_the_remedies_for_a_recipe_work(refused):
     assert replace(QUICK, iterations=5000, small_until=(), small_size=())
     refused("and 2 iterations or more", QUICK.scaled, 1)
     assert QUICK.scaled(2).milestones == (1,)
+    assert replace(QUICK, milestones=(23_999,)).scaled(2).milestones == (1,)
     assert replace(QUICK, schedule="steps").scaled(1).iterations == 1
     for bad in (10.67, 3906.25):
         refused(WHOLE, QUICK.scaled, bad)
