@@ -47,8 +47,8 @@ def _on_disk(method: Callable) -> Callable:
         except OSError as error:  # "No space left on device" names no folder
             raise OSError(
                 f"The run folder {folder.path} cannot be written: {error}. Choose "
-                "another one, or make it writable: the same call goes on from what was "
-                "saved before."
+                "another one, or mend this one: the same call goes on from what it "
+                "holds."
             ) from error
 
     return on_zero

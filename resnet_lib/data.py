@@ -78,7 +78,7 @@ class Dataset:
         if not isinstance(self.name, str):
             raise ValueError(f"A data set's name is {self.name!r}: give text.")
         for name, part in (("training", self.train), ("test", self.test)):
-            self._check_part(f"{self.name}'s {name} set", part)
+            self._check_part(name, part)
         train, test = (part.images.shape[1] for part in (self.train, self.test))
         if train != test:
             raise ValueError(
@@ -87,13 +87,18 @@ class Dataset:
             )
 
     def _check_part(self, name: str, part: Images) -> None:
+        name = f"{self.name}'s {name} set"
         if not isinstance(part, Images) or len(part) == 0:
-            empty = "empty" if isinstance(part, Images) else "no Images"
-            raise ValueError(
-                f"{name} is {empty}. Give Images(images, labels), 1 or more; after "
-                "order = torch.randperm(len(train)), train[order[1000:]] and "
-                "train[order[:1000]] are two parts of one set."
-            )
+            found = f"of type {type(part).__name__}"
+            remedy = "Give Images(images, labels), 1 or more."
+            if part is not self.train and len(self.train) > 1:
+                count, kept = len(self.train), max(1, len(self.train) * 4 // 5)
+                remedy += (
+                    f" To set some aside: order = torch.randperm({count}), then "
+                    f"train[order[:{kept}]] to train and train[order[{kept}:]] to test."
+                )
+            empty = "empty" if isinstance(part, Images) else found
+            raise ValueError(f"{name} is {empty}. {remedy}")
         low, high = int(part.labels.min()), int(part.labels.max())
         count = len(self.classes)
         if low < 0 or high >= count:
@@ -317,6 +322,8 @@ class Batches:
         seed: int = 0,
         share: slice = slice(None),
     ) -> None:
+        if len(data) == 0:
+            raise ValueError("There are no images to draw from. Give 1 or more.")
         # A batch far above the set would never be full.
         whole, most = isinstance(batch_size, int), 1_000 * len(data)
         if not whole or not 1 <= batch_size <= most:

@@ -50,11 +50,13 @@ def _to_four(images: Tensor | np.ndarray) -> str:
     """How uint8 pictures of another layout become (N, C, H, W), in a sentence."""
     if images.ndim == 4:
         return "Move the channels with images.permute(0, 3, 1, 2)."
+    numbers = math.prod(images.shape[1:])
+    for channels in (3, 1):
+        side = math.isqrt(numbers // channels)
+        if images.ndim != 3 and channels * side**2 == numbers > 0:
+            return f"Rows take images.reshape(-1, {channels}, {side}, {side})."
     if images.ndim != 3:
-        return (
-            "Give every picture its channels, height and width: rows of 3,072 numbers "
-            "take images.reshape(-1, 3, 32, 32)."
-        )
+        return "Give every picture its channels, height and width."
     if {1, 3, 4} & {images.shape[0], images.shape[2]}:
         return "Add the batch dimension with images[None]."
     return "Add the channel with images[:, None]."
@@ -87,7 +89,9 @@ def _to_uint8(images: object) -> str:
 def as_labels(labels: object, count: int) -> Tensor:
     """Labels as int64 (count,); ValueError says how to make them so."""
     _check_dense(labels)
+    convert = "labels.reshape(-1).long()"
     if not isinstance(labels, Tensor):
+        convert = "torch.from_numpy(np.array(labels, 'int64')).reshape(-1)"
         try:
             labels = np.asarray(labels)
         except (TypeError, ValueError, RuntimeError):  # lists of several lengths
@@ -102,7 +106,7 @@ def as_labels(labels: object, count: int) -> Tensor:
     if len(shape) == 2 and shape[0] == count and shape[1] > 1:
         remedy = "Where a 1 marks the class, labels.argmax(1) gives its number."
     elif math.prod(shape) == count and (whole or name.startswith(("float", "bool"))):
-        remedy = "Convert them with torch.as_tensor(labels).reshape(-1).long()."
+        remedy = f"Convert them with {convert}."
     raise ValueError(
         f"Labels must be {count} whole numbers, got {name} of shape {shape}. {remedy}"
     )
@@ -118,14 +122,21 @@ def wrong_images(x: object, channels: int) -> str | None:
         return f"Expected a tensor of images, got {type(x).__name__}. {remedy}"
     shape = tuple(x.shape)
     remedy = None
-    if x.ndim == 3 and channels in (shape[0], shape[2]):
+    if x.ndim == 3 and shape[0] == channels:
         remedy = "Add the batch dimension with x[None]"
-    elif x.ndim != 4 or 0 in shape[1:]:
-        remedy = "Give every image its channels and 1 × 1 pixel or more"
+    elif x.ndim == 3 and shape[2] == channels:
+        remedy = "Move the channels and add a batch: x.permute(2, 0, 1)[None]"
+    elif x.ndim != 4:
+        remedy = "Give images four dimensions: batch, channels, height, width"
+    elif 0 in shape[1:]:
+        remedy = "Give every image 1 × 1 pixel or more"
     elif shape[1] != channels == shape[3]:
         remedy = "Move the channels with x.permute(0, 3, 1, 2)"
     elif shape[1] != channels:
         remedy = f"Build the network with in_channels={shape[1]}"
+        if channels == 3 and shape[1] in (1, 4):
+            three = "x.expand(-1, 3, -1, -1)" if shape[1] == 1 else "x[:, :3]"
+            remedy += f", or give it three with {three}"
     if remedy:
         return f"Expected images of shape (N, {channels}, H, W), got {shape}. {remedy}."
     if not x.is_floating_point():
@@ -140,4 +151,4 @@ def check_type(name: str, value: object, kind: type, example: str = "") -> None:
     """TypeError, naming the type and an example, for a value of another kind."""
     if not isinstance(value, kind):
         wanted = f"{kind.__module__}.{kind.__qualname__}{example}"
-        raise TypeError(f"The {name} is a {type(value).__name__}: give a {wanted}.")
+        raise TypeError(f"The {name} is of type {type(value).__name__}: give {wanted}.")

@@ -248,7 +248,7 @@ def confident_mistakes(logits: Tensor, labels: Tensor) -> list[int]:
 
 
 @contextlib.contextmanager
-def lesion(model: nn.Module, scales: Mapping[str, float]) -> Iterator[nn.Module]:
+def lesion(model: nn.Module, scales: Mapping[str, float] | None) -> Iterator[nn.Module]:
     """Weaken blocks inside the `with`; the model is whole again after it.
 
     `scales` gives factors by block name. A residual block becomes
@@ -259,6 +259,7 @@ def lesion(model: nn.Module, scales: Mapping[str, float]) -> Iterator[nn.Module]
 
     Raises ValueError for an unknown block and for a scale outside 0 to 1.
     """
+    scales = dict(scales or {})
     blocks = {name: _find(model, name) for name in scales}
     for name, scale in scales.items():
         if not isinstance(blocks[name], BasicBlock | PlainBlock):

@@ -1,5 +1,6 @@
 """Every hyper-parameter of a training, and the rate at each update. Paper §4.2."""
 
+import contextlib
 import dataclasses
 import math
 import operator
@@ -79,7 +80,7 @@ class Recipe:
                 (value not in choices, f"choose from {', '.join(map(repr, choices))}"),
                 (name in ABOVE_ZERO and number <= 0, "give a number above 0"),
                 (number < 0, "give 0 or more"),
-                (name in FLOAT32 and number > 3.4e38, "give less, as float32 holds"),
+                (name in FLOAT32 and number > 3.4e38, "give what float32 holds"),
                 (name in BELOW_ONE and number >= 1, "give 0 (off) or less than 1"),
             ):
                 if wrong:
@@ -144,6 +145,8 @@ def _typed(name: str, kind: type, value: object) -> object:
             raise ValueError(f"{told} {several}.") from None
         return tuple(_typed(f"{name}[{i}]", int, step) for i, step in enumerate(steps))
     if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(f"{told} one of {', '.join(map(repr, CHOICES[name]))}.")
         return str(value)
     if value is None and name == "warmup_lr":
         return None
@@ -154,15 +157,15 @@ def _typed(name: str, kind: type, value: object) -> object:
         return bool(value)
     if is_bool or isinstance(value, str | bytes):
         raise ValueError(f"{told} a number.")
-    try:
-        number = operator.index(value) if kind is int else float(value)
-    except (OverflowError, RuntimeError, TypeError, ValueError):
-        number = math.inf
-    # No counter and no seed of PyTorch's holds more.
-    if kind is int and number >= 2**63:
-        default = getattr(Recipe, name, 10)
-        raise ValueError(f"{told} a whole number below 2**63, such as {default}.")
-    if kind is not int and not math.isfinite(number):
+    number = math.inf
+    with contextlib.suppress(OverflowError, RuntimeError, TypeError, ValueError):
+        number = float(value)
+        number = operator.index(value) if kind is int else number
+    if kind is int and (not isinstance(number, int) or number >= 2**63):
+        # Below 1 a share was meant, or seconds: the default is the better hint.
+        near = round(number) if 1 <= number < 2**63 else getattr(Recipe, name, 10)
+        raise ValueError(f"{told} a whole number, below 2**63, such as {near}.")
+    if not math.isfinite(number):
         raise ValueError(f"{told} a finite number.")
     return number
 

@@ -160,7 +160,7 @@ class ResNet(nn.Module):
 # 6n+2 too, but of other blocks: the paper's nets for ImageNet (Table 1). Nobody who
 # asks for them wants a CIFAR net.
 IMAGENET_DEPTHS = (50, 152)
-FAMILY = [n for n in range(8, 10_010, 6) if n not in IMAGENET_DEPTHS]
+FAMILY = [n for n in range(8, 10_000, 6) if n not in IMAGENET_DEPTHS]
 
 
 def get_model(
@@ -192,11 +192,11 @@ def get_model(
     elif depth in FAMILY:
         widths, depths, default = (16, 32, 64), ((depth - 2) // 6,) * 3, "A"
     else:
-        above = max(1, bisect(FAMILY, depth))
+        above = min(max(1, bisect(FAMILY, depth)), len(FAMILY) - 1)
         raise ValueError(
-            f"{name}: the paper's CIFAR nets have 6n+2 layers, but for 50 and 152, its "
-            f"nets for ImageNet. Try {FAMILY[above - 1]} or {FAMILY[above]}, or choose "
-            "widths, depths and shortcut yourself with ResNet."
+            f"{name}: the paper's CIFAR nets have 6n+2 layers, those of 34, 50, 101 "
+            f"and 152 are for ImageNet. Try {FAMILY[above - 1]} or {FAMILY[above]}, or "
+            "choose widths, depths and shortcut yourself with ResNet."
         )
     shortcut = None if kind == "plain" else shortcut or default
     model = ResNet(widths, depths, shortcut, classes, in_channels)

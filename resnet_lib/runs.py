@@ -126,7 +126,8 @@ def _commit() -> str:
 def _tree(folder: Path) -> bytes:
     """The SHA-1 that git gives a folder of plain files."""
     content = b""
-    paths = [path for path in folder.iterdir() if path.name != "__pycache__"]
+    paths = [p for p in folder.iterdir() if p.name != "__pycache__"]
+    paths = [p for p in paths if p.is_file() or p.is_dir()]  # no editor's dangling link
     for path in sorted(paths, key=lambda path: path.name + "/" * path.is_dir()):
         if path.is_dir():
             mode, digest = b"40000", _tree(path)

@@ -485,18 +485,17 @@ LABELS = torch.arange(20) % 10
 ODD_SHAPES = [  # and what mends them
     (rows(20), "images.reshape(-1, 3, 32, 32)"),
     (torch.from_numpy(rows(20)), "images.reshape(-1, 3, 32, 32)"),
-    (PIXELS[None], "images.reshape(-1, 3, 32, 32)"),
-    (PIXELS.numpy()[None], "images.reshape(-1, 3, 32, 32)"),
+    (rows(20)[:, :784], "images.reshape(-1, 1, 28, 28)"),
 ]
 ONE_ARRAY = "stack the pictures in one array"
 # Wrong pictures or labels, and what is said.
 WRONG = [
     *((images, LABELS, f" {remedy}.") for images, remedy in ODD_SHAPES),
-    (rows(20)[:, :785], LABELS, "Give every picture its channels, height and width:"),
+    (rows(20)[:, :785], LABELS, "Give every picture its channels, height and width."),
     (None, LABELS, f"Got NoneType: {ONE_ARRAY}"),
     ("x.png", LABELS, f"Got str: {ONE_ARRAY}"),
-    (PIXELS, LABELS[None], "of shape (1, 20). Convert them with torch.as"),
-    (PIXELS, LABELS.view(4, 5), "torch.as_tensor(labels).reshape(-1).long()."),
+    (PIXELS, LABELS[None], "of shape (1, 20). Convert them with labels.res"),
+    (PIXELS, LABELS.view(4, 5), "labels.reshape(-1).long()."),
     *(
         (PIXELS, labels, "from 0 on, in a list or an array.")
         for labels in (LABELS.expand(2, 20), set(range(20)), {0: 1}, iter(range(20)))

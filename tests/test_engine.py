@@ -322,14 +322,15 @@ def test_the_expected_time_is_cut_short_on_a_slow_machine(monkeypatch):
 def test_evaluate_says_what_it_wants():
     net, norm = small_net(), Normalisation.of(DATA.train.images)
     with pytest.raises(
-        TypeError, match=r"The data is a Dataset: give a .*Images, such as data\.test"
+        TypeError,
+        match=r"The data is of type Dataset: give .*Images, such as data\.test",
     ):
         evaluate(net, DATA, norm)
     loader = torch.utils.data.DataLoader([1, 2])
-    with pytest.raises(TypeError, match=r"is a DataLoader: give a .*Images"):
+    with pytest.raises(TypeError, match=r"of type DataLoader: give .*Images"):
         evaluate(net, loader, norm)
     with pytest.raises(
-        TypeError, match=r"^The norm.* is a float: give a .*Normalisation\.of"
+        TypeError, match=r"^The norm.* of type float: give .*Normalisation\.of"
     ):
         evaluate(net, DATA.test, 0.5)
 
