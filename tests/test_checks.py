@@ -160,6 +160,12 @@ def test_an_error_of_that_name_that_is_not_the_readers(hint):
     assert "has no method forward" in line
 
 
+def test_a_sparse_answer_that_cannot_be_read_is_no_number(hint):
+    sparse = torch.arange(3).to_sparse().to(torch.uint16)
+    judge = base.check(lambda answer: base.number(answer(), "one number, not {}."))
+    assert "one number, not Tensor." in hint(judge, lambda: sparse)
+
+
 def test_an_error_says_whose_it_is(hint):
     def mine(jacobians):
         return jacobians[0] @ torch.ones(7)

@@ -106,14 +106,14 @@ def values(answer: object, hint: str, shape: tuple[int, ...] | None = None) -> T
     same. Anything else, or another shape, earns the hint; "{}" in it becomes the type
     or the shape that was found.
     """
-    if isinstance(answer, Tensor):
-        found = answer.detach().cpu().to_dense()
-    else:
-        try:
+    try:
+        if isinstance(answer, Tensor):
+            found = answer.detach().cpu().to_dense()  # not for every sparse dtype
+        else:
             is_array = getattr(answer, "ndim", 0)
             found = torch.from_numpy(np.array(answer if is_array else _bare(answer)))
-        except (OverflowError, TypeError, ValueError, RuntimeError):
-            raise Hint(_filled(hint, type(answer).__name__)) from None
+    except (OverflowError, TypeError, ValueError, RuntimeError):
+        raise Hint(_filled(hint, type(answer).__name__)) from None
     if found.dtype == torch.bool or found.is_complex():
         raise Hint(_filled(hint, found.dtype))
     if shape is not None and found.shape != shape:
