@@ -255,6 +255,8 @@ def test_a_network_of_each_kind_comes_back(tmp_path, shortcut):
     assert run.network == net.config
     assert run.net == ("plain" if shortcut is None else "residual")
     assert torch.equal(run.model().conv1.weight, net.conv1.weight)
+    told = "device cores threads computation python torch system commit started"
+    assert list(run.environment) == told.split() and all(run.environment.values())
 
 
 def test_unknown_run_names_the_others(tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import math
 import os
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -309,6 +311,18 @@ def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
     assert str(kept) == str(left)  # NaN equals NaN in text
     told = [row["seconds"] for row in read_history(tmp_path / "history.csv")]
     assert told == sorted(told) and told[-1] <= time.monotonic() - start
+
+
+def test_seconds_add_up_over_the_sittings(tmp_path, monkeypatch):
+    ticks = itertools.count(100)  # each look at the clock is a second later
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr(sys.modules["resnet_lib.fit"], "time", clock)
+    first = fit(small_net(), DIGITS, SHORT, tmp_path, max_minutes=0.2, progress=False)
+    sat = next(ticks) - 100
+    last = fit(small_net(), DIGITS, SHORT, tmp_path, progress=False).history[-1]
+    assert 0 < first.iteration < SHORT.iterations and sat > 12
+    left = SHORT.iterations - first.iteration  # iterations, with a look each
+    assert sat + left - 4 <= last["seconds"] <= next(ticks) - 100
 
 
 def test_interrupt_stops_cleanly_and_returns_what_it_has(tmp_path):

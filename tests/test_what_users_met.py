@@ -34,7 +34,6 @@ from resnet_lib import (
 from resnet_lib import checkpoints as folders
 from resnet_lib.data import Normalisation
 from resnet_lib.fit import expected_minutes
-from resnet_lib.recipe import FLOAT32
 from resnet_lib.runs import (
     Run,
     histories,
@@ -128,7 +127,9 @@ BAD_RECIPES = {  # what is said, and the changes of the paper's that it is said 
     "schedule.*'steps', 'tri": [
         {"schedule": bad} for bad in (3, np.zeros(2), Path("steps"))
     ],
-    **{f"{name}.* give what float32 holds": [{name: 1e300}] for name in FLOAT32},
+    "(lr|warmup_lr|weight_decay) .* give what float32 holds": [
+        {name: 1e300} for name in ("lr", "warmup_lr", "weight_decay")
+    ],
     r"milestones.*Give milestones=\(12800,\)": [{"schedule": "triangular"}],
     rf"seed.* {WHOLE}, below 2\*\*63, such as 0": [{"seed": 2**63}],
 }
