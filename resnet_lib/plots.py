@@ -143,7 +143,7 @@ def training_curves(
 ) -> Sequence[Axes]:
     """Loss and error of one run against iterations: test in blue, training dashed.
 
-    `history` has the columns of `runs.COLUMNS`; a dotted line marks each milestone.
+    `history` has the columns of `training.COLUMNS`; a dotted line marks each milestone.
     """
     history = pd.DataFrame(history)
     axes = plt.subplots(1, 2, figsize=(10, 3.5))[1]

@@ -1,4 +1,4 @@
-"""Recorded runs: write, read and tabulate the folders that `training.fit` fills."""
+"""Recorded runs: write, read and tabulate the folders that `fit` fills."""
 
 import contextlib
 import csv
@@ -255,7 +255,7 @@ class Run:
 
     @property
     def recipe(self) -> dict:
-        """The fields of the `training.Recipe` that was carried out."""
+        """The fields of the `Recipe` that was carried out."""
         return self.about["recipe"]
 
     @cached_property
