@@ -7,71 +7,28 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
-import torchvision
+from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from resnet_lib.paths import data_root
 from resnet_lib.progress import progress_bar
 
-__all__ = [
-    "CIFAR10",
-    "CIFAR100",
-    "Source",
-    "download",
-    "download_cifar10",
-    "find",
-    "find_cifar10",
-]
+__all__ = ["CIFAR10", "CIFAR100", "download", "find", "title_of"]
+
+Source = type[CIFAR10]  # torchvision's class knows a set's files; CIFAR100 is one too
 
 
-@dataclass(frozen=True)
-class Source:
-    """A set as its authors serve it: one archive with a folder of files."""
-
-    title: str
-    folder: str
-    url: str
-    archive: str  # the archive's name
-    md5: str  # the archive's
-    files: dict[str, str]  # the md5 sum of each file in the folder
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    meta: tuple[str, str]  # a file and the key in it: the names of the classes
-    variable: str  # of the environment: another address
-
-    @classmethod
-    def of(cls, known: type[torchvision.datasets.CIFAR10]) -> "Source":
-        """What torchvision knows about a set."""
-        train, test, meta = dict(known.train_list), dict(known.test_list), known.meta
-        return cls(
-            title=known.__name__.replace("CIFAR", "CIFAR-"),
-            folder=known.base_folder,
-            url=known.url,
-            archive=known.filename,
-            md5=known.tgz_md5,
-            files=train | test | {meta["filename"]: meta["md5"]},
-            train=tuple(train),
-            test=tuple(test),
-            meta=(meta["filename"], meta["key"]),
-            variable=f"RESNET_LIB_{known.__name__}_URL",
-        )
+def title_of(source: Source) -> str:
+    """ "CIFAR-10" or "CIFAR-100"."""
+    return source.__name__.replace("CIFAR", "CIFAR-")
 
 
-CIFAR10 = Source.of(torchvision.datasets.CIFAR10)
-CIFAR100 = Source.of(torchvision.datasets.CIFAR100)
-
-
-def find_cifar10(root: Path | str | None = None) -> Path | None:
-    """The folder with CIFAR-10's files; see `find`."""
-    return find(CIFAR10, root)
-
-
-def download_cifar10(root: Path | str | None = None, url: str | None = None) -> Path:
-    """Download, verify and unpack CIFAR-10 (170 MB); see `download`."""
-    return download(CIFAR10, root, url)
+def _files(source: Source) -> dict[str, str]:
+    """The md5 sum of each file in the set's folder."""
+    meta = {source.meta["filename"]: source.meta["md5"]}
+    return dict(source.train_list) | dict(source.test_list) | meta
 
 
 def find(source: Source, root: Path | str | None = None) -> Path | None:
@@ -80,16 +37,16 @@ def find(source: Source, root: Path | str | None = None) -> Path | None:
     `root` is the folder around it; see `paths.data_root`. Raises RuntimeError, naming
     the file and the remedy, if a file is missing or damaged.
     """
-    folder = data_root(root) / source.folder
+    folder = data_root(root) / source.base_folder
     if not folder.is_dir():
         return None
-    for name, md5 in source.files.items():
+    for name, md5 in _files(source).items():
         if not check_integrity(folder / name, md5):
             damaged = "is damaged (its md5 sum is wrong)"
             problem = damaged if (folder / name).is_file() else "is missing"
             raise RuntimeError(
                 f"{folder / name} {problem}. Delete the folder {folder} and run again "
-                f"to download {source.title} afresh."
+                f"to download {title_of(source)} afresh."
             )
     return folder
 
@@ -111,30 +68,31 @@ def download(
     if folder := find(source, root):
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    archive = root / source.archive
-    if not check_integrity(archive, source.md5):
-        url = url or os.environ.get(source.variable) or source.url
+    archive = root / source.filename
+    if not check_integrity(archive, source.tgz_md5):
         _fetch(source, url, archive)
-    unpacked = root / (source.folder + ".part")
+    unpacked = root / (source.base_folder + ".part")
     shutil.rmtree(unpacked, ignore_errors=True)
     unpacked.mkdir()
     with tarfile.open(archive) as tar:
         # Only the files we know, each to a path that we choose.
-        for name in source.files:
-            packed = tar.extractfile(f"{source.folder}/{name}")
+        for name in _files(source):
+            packed = tar.extractfile(f"{source.base_folder}/{name}")
             with packed, open(unpacked / name, "wb") as target:
                 shutil.copyfileobj(packed, target)
-    unpacked.rename(root / source.folder)
+    unpacked.rename(root / source.base_folder)
     archive.unlink()
     return find(source, root)
 
 
-def _fetch(source: Source, url: str, path: Path) -> None:
+def _fetch(source: Source, url: str | None, path: Path) -> None:
     """Download `url` to `path`, going on from a `.part` file, and check the md5 sum."""
+    variable = f"RESNET_LIB_{source.__name__}_URL"
+    url = url or os.environ.get(variable) or source.url
     part = path.with_name(path.name + ".part")
-    another = f"give another address of the same archive in {source.variable}"
+    another = f"give another address of the same archive in {variable}"
     try:
-        _append(url, part, source.title)
+        _append(url, part, title_of(source))
     # ValueError: an address without a scheme; HTTPException is no OSError.
     except (OSError, ValueError, http.client.HTTPException) as error:
         nothing_left = isinstance(error, urllib.error.HTTPError) and error.code == 416
@@ -143,16 +101,16 @@ def _fetch(source: Source, url: str, path: Path) -> None:
                 f"{url} could not be read: {error}. Run again to go on from there, or "
                 f"{another} (file:///… for one on disk)."
             ) from error
-    if not check_integrity(part, source.md5):
+    if not check_integrity(part, source.tgz_md5):
         part.unlink()
         raise OSError(
-            f"{url} is not the {source.title} archive, whose md5 sum is {source.md5}; "
-            f"the file was deleted. Run again, or {another}."
+            f"{url} is not the {title_of(source)} archive, whose md5 sum is "
+            f"{source.tgz_md5}; the file was deleted. Run again, or {another}."
         )
     part.rename(path)
 
 
-def _append(url: str, part: Path, title: str) -> None:
+def _append(url: str, part: Path, name: str) -> None:
     """Download what `part` lacks of the file at `url`."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "resnet_lib"})
@@ -164,7 +122,7 @@ def _append(url: str, part: Path, title: str) -> None:
         size = response.headers.get("Content-Length")
         end = start + int(size) if size else None
         options = {"unit": "B", "unit_scale": True}
-        bar = progress_bar(desc=title, initial=start, total=end, **options)
+        bar = progress_bar(desc=name, initial=start, total=end, **options)
         with bar, open(part, "ab" if start else "wb") as file:
             while chunk := response.read(1 << 18):
                 file.write(chunk)
@@ -175,4 +133,4 @@ def _append(url: str, part: Path, title: str) -> None:
 
 if __name__ == "__main__":
     wanted = CIFAR100 if sys.argv[1:] == ["cifar100"] else CIFAR10
-    print(f"{wanted.title} is in {download(wanted)}")
+    print(f"{title_of(wanted)} is in {download(wanted)}")

@@ -1,7 +1,7 @@
 """Pictures as tensors: split, normalise, augment, batch. Notebook 04; paper §4.2."""
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_lib.inputs import as_labels, as_pixels
+from resnet_lib.inputs import (
+    as_class_names,
+    as_labels,
+    as_pixels,
+    check_labels,
+    whole_number,
+)
 
 __all__ = [
     "Augmenter",
@@ -74,7 +80,7 @@ class Dataset:
     test: Images
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", _class_names(self.classes))
+        object.__setattr__(self, "classes", as_class_names(self.classes))
         if not isinstance(self.name, str):
             raise ValueError(f"A data set's name is {self.name!r}: give text.")
         for name, part in (("training", self.train), ("test", self.test)):
@@ -89,7 +95,6 @@ class Dataset:
     def _check_part(self, name: str, part: Images) -> None:
         name = f"{self.name}'s {name} set"
         if not isinstance(part, Images) or len(part) == 0:
-            found = f"of type {type(part).__name__}"
             remedy = "Give Images(images, labels), 1 or more."
             if part is not self.train and len(self.train) > 1:
                 count, kept = len(self.train), max(1, len(self.train) * 4 // 5)
@@ -97,20 +102,10 @@ class Dataset:
                     f" To set some aside: order = torch.randperm({count}), then "
                     f"train[order[:{kept}]] to train and train[order[{kept}:]] to test."
                 )
-            empty = "empty" if isinstance(part, Images) else found
-            raise ValueError(f"{name} is {empty}. {remedy}")
-        low, high = int(part.labels.min()), int(part.labels.max())
-        count = len(self.classes)
-        if low < 0 or high >= count:
-            remedy = f"Give {high + 1} class names, or number the classes without gaps."
-            if low < 0:
-                remedy = "Leave the others out, as images[images.labels >= 0] does."
-            elif high - low < count:
-                remedy = f"Count them from 0: labels - {low}."
-            raise ValueError(
-                f"{name} has labels from {low} to {high}, and {count} classes are "
-                f"numbered from 0 to {count - 1}. {remedy}"
-            )
+            typed = f"of type {type(part).__name__}"
+            found = "empty" if isinstance(part, Images) else typed
+            raise ValueError(f"{name} is {found}. {remedy}")
+        check_labels(name, part.labels, len(self.classes))
 
     @property
     def note(self) -> str:
@@ -126,29 +121,11 @@ class Dataset:
         Returns (training, validation), with None for a validation set of 0. CIFAR-10's
         files are shuffled already, so the last images are a fair sample.
         """
-        whole = isinstance(validation, Integral)
-        if not whole or not 0 <= validation < len(self.train):
-            raise ValueError(
-                f"Cannot set {validation} of {len(self.train)} training images aside. "
-                f"Choose a whole number from 0 to {len(self.train) - 1}."
-            )
+        count = len(self.train)
+        whole_number(f"validation, of {count} images,", validation, 0, count - 1)
         if validation == 0:
             return self.train, None
         return self.train[:-validation], self.train[-validation:]
-
-
-def _class_names(classes: object) -> tuple[str, ...]:
-    """The names in their order, as text. "cat" is one name, not three, and a set has no
-    order."""
-    one_name, unordered = isinstance(classes, str | bytes), isinstance(classes, Set)
-    try:
-        if one_name or unordered or not len(classes):
-            raise TypeError
-        return tuple(str(name) for name in classes)
-    except TypeError:
-        raise ValueError(
-            f"The classes are {classes!r}: list a name for each, as in ('cat', 'dog')."
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -259,7 +236,9 @@ class Augmenter:
         self.size = (height, width)
         self.pitch = width + 2 * PADDING  # pixels in a padded row
         self.area = (height + 2 * PADDING) * self.pitch
-        padded = _pad(images.permute(0, 2, 3, 1), self.lanes).view(torch.int32)
+        border = (PADDING,) * 4  # black, and zeros behind the channels
+        padded = F.pad(images.permute(0, 2, 3, 1), (0, self.lanes - channels, *border))
+        padded = padded.contiguous().view(torch.int32)
         self.pixels = padded.view(-1, words).squeeze(1)  # flat, where a word is enough
         # Where a crop's pixels lie, counted from its corner: as they are, and mirrored.
         rows = torch.arange(height, device=device).view(-1, 1) * self.pitch
@@ -271,9 +250,9 @@ class Augmenter:
         mean = normalisation.mean.expand(channels, height, width)
         mean = mean.permute(1, 2, 0)  # (H, W, C)
         black = normalisation.black_border
-        border = mean.mean((0, 1)) if black else mean.new_zeros(channels)
+        under = mean.mean((0, 1)) if black else mean.new_zeros(channels)
         self.means = mean.new_zeros(self.area // self.pitch, self.pitch, self.lanes)
-        self.means[..., :channels] = border
+        self.means[..., :channels] = under
         self.means[PADDING:-PADDING, PADDING:-PADDING, :channels] = mean
         self.means = self.means.view(-1, self.lanes)
         scale = mean.new_zeros(self.lanes)
@@ -291,15 +270,6 @@ class Augmenter:
         x = (pixels.view(len(plan), -1) - means.view(len(plan), -1)).mul_(self.scale)
         x = x.view(len(plan), *self.size, self.lanes)[..., : self.channels]
         return x.contiguous().permute(0, 3, 1, 2)
-
-
-def _pad(images: Tensor, lanes: int) -> Tensor:
-    """uint8 (N, H, W, C) to (N, H + 8, W + 8, lanes): a black border, and zeros behind
-    the channels."""
-    count, height, width, channels = images.shape
-    padded = images.new_zeros(count, height + 2 * PADDING, width + 2 * PADDING, lanes)
-    padded[:, PADDING:-PADDING, PADDING:-PADDING, :channels] = images
-    return padded
 
 
 class Batches:
@@ -325,12 +295,8 @@ class Batches:
         if len(data) == 0:
             raise ValueError("There are no images to draw from. Give 1 or more.")
         # A batch far above the set would never be full.
-        whole, most = isinstance(batch_size, int), 1_000 * len(data)
-        if not whole or not 1 <= batch_size <= most:
-            raise ValueError(
-                f"The batch size is {batch_size!r}, of {len(data)} images: give a "
-                f"whole number from 1 to {most}."
-            )
+        count = len(data)
+        whole_number(f"batch_size, of {count} images,", batch_size, 1, 1_000 * count)
         self.labels = data.labels
         self.batch_size, self.share = batch_size, share
         self.augment = Augmenter(data.images, normalisation)

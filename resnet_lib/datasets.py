@@ -7,11 +7,10 @@ to train on them.
 import contextlib
 import io
 import os
-import pickle
 import warnings
 import zlib
 from collections import Counter
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from resnet_lib.cifar10 import CIFAR10, CIFAR100, Source, download, find
+from resnet_lib.cifar10 import CIFAR10, CIFAR100, download, find, title_of
 from resnet_lib.data import Dataset, Images
+from resnet_lib.inputs import truth_value, whole_number
 from resnet_lib.paths import data_root, expanded
 
 __all__ = [
@@ -52,7 +52,7 @@ def load_cifar10(root: Path | str | None = None, download: bool = False) -> Data
 
     Raises FileNotFoundError where it is not on disk, unless `download` is true.
     """
-    return _load("cifar10", CIFAR10, root, download)
+    return _load(CIFAR10, root, download)
 
 
 def load_cifar100(root: Path | str | None = None, download: bool = False) -> Dataset:
@@ -60,32 +60,21 @@ def load_cifar100(root: Path | str | None = None, download: bool = False) -> Dat
 
     Raises FileNotFoundError where it is not on disk, unless `download` is true.
     """
-    return _load("cifar100", CIFAR100, root, download)
+    return _load(CIFAR100, root, download)
 
 
-def _load(name: str, source: Source, root: Path | str | None, fetch: bool) -> Dataset:
+def _load(source: type[CIFAR10], root: Path | str | None, fetch: bool) -> Dataset:
+    name = source.__name__.lower()
     folder = download(source, root) if fetch else find(source, root)
     if folder is None:
         raise FileNotFoundError(
-            f"No {source.title} in {data_root(root)}. Run `python -m "
+            f"No {title_of(source)} in {data_root(root)}. Run `python -m "
             f"resnet_lib.cifar10{' cifar100' * (name == 'cifar100')}` to download it, "
-            f"or point RESNET_LIB_DATA at the folder that holds {source.folder}."
+            f"or point RESNET_LIB_DATA at the folder that holds {source.base_folder}."
         )
-    # The files were just checked; torchvision would check them again.
-    file, key = source.meta
-    names = pickle.loads((folder / file).read_bytes())[key]
-    parts = [_images(folder, files) for files in (source.train, source.test)]
-    return Dataset(name, tuple(names), *parts)
-
-
-def _images(folder: Path, files: tuple[str, ...]) -> Images:
-    batches = [
-        pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in files
-    ]
-    pixels = np.concatenate([batch["data"] for batch in batches])
-    key = "labels" if "labels" in batches[0] else "fine_labels"
-    labels = [label for batch in batches for label in batch[key]]
-    return Images(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels))
+    train, test = (source(folder.parent, train) for train in (True, False))
+    images = (Images(part.data, part.targets) for part in (train, test))
+    return Dataset(name, tuple(train.classes), *images)
 
 
 def load_digits() -> Dataset:
@@ -114,6 +103,7 @@ ENDINGS = ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm"
 # In small letters; the first that holds class folders is taken.
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+LARGEST = 4096  # pixels a side
 Files = dict[str, list[Path]]  # those of each class, by its name
 
 
@@ -136,9 +126,8 @@ def load_folder(
     if not path.is_dir():
         what = "is a file" if path.is_file() else "does not exist"
         raise ValueError(f"{path} {what}. Give the folder that holds the classes.")
-    size = _pixels(size)
-    if not isinstance(grey, bool):
-        raise ValueError(f"grey is {grey!r}: give True or False.")
+    size = whole_number("size, in pixels,", size, 1, LARGEST)
+    grey = truth_value("grey", grey)
     inside, given = _parts(path)
     files = _files_by_class(inside)
     if given:
@@ -169,13 +158,6 @@ def load_folder(
         f"{size} pixels, {'grey' if grey else 'RGB'}; {done}{left}."
     )
     return data
-
-
-def _pixels(size: object) -> int:
-    whole = isinstance(size, Integral) and not isinstance(size, bool)
-    if not whole or not 1 <= size <= 4096:
-        raise ValueError(f"size is {size!r}: give a whole number of pixels, 1 to 4096.")
-    return int(size)
 
 
 def _printable(name: str) -> str:
@@ -302,16 +284,16 @@ def read_picture(source: Path | str | bytes, size: int | None = None) -> Tensor:
     scaled to 255, and 12 bits are told from 16 by the largest value. Raises ValueError,
     in words to put behind "cannot be read:", for anything that is no picture.
     """
-    size = None if size is None else _pixels(size)
+    if size is not None:
+        size = whole_number("size, in pixels,", size, 1, LARGEST)
     if isinstance(source, bytes | bytearray | memoryview):  # as widgets hand it over
         source = bytes(source)
     else:
         try:
             source = expanded(source).read_bytes()
-        except OSError as error:
-            raise ValueError(f"it cannot be opened ({error.strerror})") from error
-        except (TypeError, ValueError) as error:  # no path at all
-            raise ValueError(f"it cannot be opened ({error})") from error
+        except (OSError, TypeError, ValueError) as error:  # of no path at all, too
+            why = getattr(error, "strerror", error)
+            raise ValueError(f"it cannot be opened ({why})") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged data that do not draw

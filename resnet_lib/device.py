@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from resnet_lib.inputs import one_of
+
 __all__ = [
     "DeviceProfile",
     "GraphedStep",
@@ -24,7 +26,7 @@ __all__ = [
     "threads_given",
 ]
 
-PRECISIONS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+PRECISIONS = ("auto", "bf16", "tf32", "fp32")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,6 @@ class DeviceProfile:
     device: torch.device
     precision: str
     memory_format: torch.memory_format
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         enabled = self.precision == "bf16"
@@ -93,8 +91,9 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
     several times slower. Apple's MPS: fp32, default format. `precision` "bf16", "tf32"
     or "fp32" overrules, as does `device`.
 
-    Raises ValueError for a device that is not there.
+    Raises ValueError for another precision and for a device that is not there.
     """
+    one_of("precision", precision, PRECISIONS)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if torch.backends.mps.is_available():
@@ -142,16 +141,13 @@ def keeping_freed_memory() -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL(None)
-
-    def set_all(values: dict[int, int]) -> None:
-        for parameter, value in values.items():
-            libc.mallopt(parameter, value)
-
-    set_all(KEEPING)
+    for parameter, value in KEEPING.items():
+        libc.mallopt(parameter, value)
     try:
         yield
     finally:
-        set_all(GLIBC)
+        for parameter, value in GLIBC.items():
+            libc.mallopt(parameter, value)
         libc.malloc_trim(0)
 
 
@@ -244,21 +240,12 @@ class RecordableSGD(torch.optim.SGD):
     """
 
     def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        nesterov: bool,
-        recordable: bool = False,
+        self, parameters: Iterable[nn.Parameter], recordable: bool, lr: float, **options
     ) -> None:
         parameters = list(parameters)
         rate = torch.tensor(lr, device=parameters[0].device) if recordable else lr
-        options = {"weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(
-            parameters, rate, momentum, fused=recordable or None, **options
-        )
-        if recordable and momentum:
+        super().__init__(parameters, rate, fused=recordable or None, **options)
+        if recordable and options.get("momentum"):
             for parameter in parameters:
                 zeros = torch.zeros_like(parameter)
                 self.state[parameter]["momentum_buffer"] = zeros

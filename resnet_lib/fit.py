@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import operator
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from resnet_lib.device import (
     threads_given,
 )
 from resnet_lib.distributed import DataParallelTraining, Ranks
+from resnet_lib.inputs import whole_numbers
 from resnet_lib.paths import expanded
 from resnet_lib.progress import in_notebook, progress_bar
 from resnet_lib.recipe import Recipe
@@ -102,7 +102,9 @@ def fit(
         if not isinstance(value, Real) or not value >= 0:  # NaN is no time either
             raise ValueError(f"{name} is {value!r}: give a number, 0 or more.")
     check_training(model, data, recipe)
-    snapshots = _marks(snapshots, recipe.iterations, run)
+    snapshots = whole_numbers("snapshots", snapshots, recipe.iterations)
+    if snapshots and not run:
+        raise ValueError("snapshots need a folder to lie in: name one as `run`.")
     ranks = Ranks.here()
     if ranks.size > 1:
         state = DataParallelTraining(model, data, recipe, ranks, device)
@@ -136,20 +138,6 @@ def fit(
         where = f"Interrupted at iteration {state.iteration:,} of {recipe.iterations:,}"
         raise StoppedByHand(f"{where}: {kept}.", result)
     return result
-
-
-def _marks(snapshots: Sequence[int], end: int, run: Path | str | None) -> list[int]:
-    """The iterations to keep; ValueError for what would be passed over in silence."""
-    try:
-        marks = [operator.index(step) for step in snapshots]
-    except TypeError:
-        marks = [-1]
-    if not all(0 <= step <= end for step in marks) or (marks and not run):
-        raise ValueError(
-            f"snapshots is {snapshots!r}, run is {run!r}: list iterations from 0 to "
-            f"{end} and name a folder, as in snapshots=(0, {end}), run='first'."
-        )
-    return marks
 
 
 @contextlib.contextmanager
@@ -249,16 +237,12 @@ def _train(
 
 
 def expected_minutes(
-    model: nn.Module,
-    data: Dataset,
-    recipe: Recipe,
-    device: str | None = None,
-    steps: int = 10,
+    model: nn.Module, data: Dataset, recipe: Recipe, device: str | None = None
 ) -> float:
     """How long `fit` will take from its start, at the present speed of this machine.
 
-    Times the real step on a copy, after three that warm up: `steps` updates, or as many
-    as fit into three seconds with the warm-up, one at least.
+    Times the real step on a copy, after three that warm up: ten updates, or as many as
+    fit into three seconds with the warm-up, one at least.
     """
     check_training(model, data, recipe)
     full = dataclasses.replace(recipe, small_until=(), small_size=())
@@ -266,7 +250,7 @@ def expected_minutes(
     with torch.random.fork_rng(devices=[]):
         trial = Training(copy.deepcopy(model), data, full, device)
         with computing(trial, None, say=False):
-            update = _seconds_per_step(trial, steps, begun + 3)
+            update = _seconds_per_step(trial, begun + 3)
     judged = sum(len(images) for images in trial.eval_sets.values())
     looks = math.ceil(recipe.iterations / recipe.eval_every)
     # A look at an image is a forward pass, a third of an update's work.
@@ -278,9 +262,9 @@ def expected_minutes(
     return (updates * update + looks * evaluation) / 60
 
 
-def _seconds_per_step(trial: Training, steps: int, until: float) -> float:
+def _seconds_per_step(trial: Training, until: float) -> float:
     # First three: libraries are loaded, kernels chosen, a graph recorded.
-    for count in (3, steps):
+    for count in (3, 10):
         start, done = time.perf_counter(), 0
         while done < count and (done == 0 or time.perf_counter() <= until):
             trial.step()

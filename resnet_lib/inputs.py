@@ -1,15 +1,119 @@
-"""Pictures and labels as people have them: made tensors, or a sentence that says how.
+"""What people give: made what the library computes with, or a sentence that says how.
 
 The core calls these and goes on; what they say is long, so that it need not be.
 """
 
+import contextlib
 import math
+import operator
+from collections.abc import Sequence, Set
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "as_pixels", "check_type", "wrong_images"]
+__all__ = [
+    "as_class_names",
+    "as_labels",
+    "as_logits",
+    "as_pixels",
+    "check_images",
+    "check_labels",
+    "check_stages",
+    "check_type",
+    "finite_number",
+    "one_of",
+    "truth_value",
+    "whole_number",
+    "whole_numbers",
+]
+
+
+# --- numbers and words ----------------------------------------------------------------
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's too
+
+
+def whole_number(
+    name: str, value: object, low: int = 0, high: int | None = None
+) -> int:
+    """The value as an int, of numpy's numbers too; ValueError for 8.0 and True."""
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        number = operator.index(value)
+        top = 2**63 - 1 if high is None else high
+        if not _is_bool(value) and low <= number <= top:
+            return number
+    span = f", {low} or more, below 2**63" if high is None else f" from {low} to {high}"
+    raise ValueError(f"{name} is {value!r}: give a whole number{span}.")
+
+
+def whole_numbers(
+    name: str, values: object, high: int | None = None
+) -> tuple[int, ...]:
+    """Several of them, 0 or more, in a list, a tuple or an array."""
+    # Of a dict the values would be lost, of a set the order, and an iterator may have
+    # no end.
+    ordered = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    try:
+        steps = tuple(values) if ordered else tuple(values.tolist())
+    except (AttributeError, TypeError):
+        several = "give several whole numbers, as in (10, 20), or none"
+        raise ValueError(f"{name} is {values!r}: {several}.") from None
+    pairs = enumerate(steps)
+    return tuple(whole_number(f"{name}[{i}]", step, 0, high) for i, step in pairs)
+
+
+def finite_number(name: str, value: object) -> float:
+    """The value as a float; ValueError for text, for True, for what is not finite."""
+    number = math.nan
+    if not _is_bool(value) and not isinstance(value, str | bytes):
+        with contextlib.suppress(OverflowError, RuntimeError, TypeError, ValueError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}: give a finite number.")
+    return number
+
+
+def truth_value(name: str, value: object) -> bool:
+    """The value as a bool; ValueError for anything but True and False."""
+    if not _is_bool(value):
+        raise ValueError(f"{name} is {value!r}: give True or False.")
+    return bool(value)
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    """The value as text; ValueError for what is none of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        choice = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} is {value!r}: choose from {choice}.")
+    return str(value)
+
+
+def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
+    """Raise ValueError unless every stage has one width and one depth, 1 or more."""
+    try:
+        good = len(widths) == len(depths) > 0
+        for number in (*widths, *depths):
+            whole_number("a width or depth", number, 1)
+    except (TypeError, ValueError):  # TypeError: one number, and not one for each stage
+        good = False
+    if not good:
+        raise ValueError(
+            "Give one width and one depth per stage, each a whole number, 1 or more: "
+            f"got widths {widths} and depths {depths}."
+        )
+
+
+def check_type(name: str, value: object, kind: type, example: str = "") -> None:
+    """TypeError, naming the type and an example, for a value of another kind."""
+    if not isinstance(value, kind):
+        wanted = f"{kind.__module__}.{kind.__qualname__}{example}"
+        raise TypeError(f"The {name} is of type {type(value).__name__}: give {wanted}.")
+
+
+# --- images and labels ----------------------------------------------------------------
 
 
 def as_pixels(images: Tensor | np.ndarray) -> Tensor:
@@ -112,16 +216,56 @@ def as_labels(labels: object, count: int) -> Tensor:
     )
 
 
-def wrong_images(x: object, channels: int) -> str | None:
-    """What is wrong with these images and what mends it; None for good ones."""
+def as_class_names(classes: object) -> tuple[str, ...]:
+    """The names in their order, as text. "cat" is one name, not three, and a set has no
+    order."""
+    with contextlib.suppress(TypeError):
+        if not isinstance(classes, str | bytes | Set) and len(classes):
+            return tuple(str(name) for name in classes)
+    raise ValueError(
+        f"The classes are {classes!r}: list a name for each, as in ('cat', 'dog')."
+    )
+
+
+def check_labels(name: str, labels: Tensor, count: int) -> None:
+    """Raise ValueError for a label, of int64 (N,), that is not from 0 to count - 1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < count:
+        return
+    remedy = f"Give {high + 1} class names, or number the classes without gaps."
+    if low < 0:
+        remedy = "Leave the others out, as images[images.labels >= 0] does."
+    elif high - low < count:
+        remedy = f"Count them from 0: labels - {low}."
+    raise ValueError(
+        f"{name} has labels from {low} to {high}, and {count} classes are numbered "
+        f"from 0 to {count - 1}. {remedy}"
+    )
+
+
+# --- into a network and out of it -----------------------------------------------------
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raise ValueError, naming the remedy, unless `x` is float images (N, C, H, W).
+
+    Silent where a tool reads the network instead of running it (`torch.fx`,
+    `torch.jit`): there, `x` has no shape to look at.
+    """
+    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        _check_eagerly(x, channels)
+
+
+def _check_eagerly(x: object, channels: int) -> None:
     if isinstance(x, torch.fx.Proxy):
-        return None
+        return
     if not isinstance(x, Tensor):
         end = ".float()" * (getattr(x, "dtype", None) == np.float64)  # as numpy has it
-        remedy = f"Convert an array with torch.from_numpy(x){end}."
-        return f"Expected a tensor of images, got {type(x).__name__}. {remedy}"
-    shape = tuple(x.shape)
-    remedy = None
+        raise ValueError(
+            f"Expected a tensor of images, got {type(x).__name__}. Convert an array "
+            f"with torch.from_numpy(x){end}."
+        )
+    shape, remedy = tuple(x.shape), None
     if x.ndim == 3 and shape[0] == channels:
         remedy = "Add the batch dimension with x[None]"
     elif x.ndim == 3 and shape[2] == channels:
@@ -138,17 +282,21 @@ def wrong_images(x: object, channels: int) -> str | None:
             three = "x.expand(-1, 3, -1, -1)" if shape[1] == 1 else "x[:, :3]"
             remedy += f", or give it three with {three}"
     if remedy:
-        return f"Expected images of shape (N, {channels}, H, W), got {shape}. {remedy}."
+        expected = f"Expected images of shape (N, {channels}, H, W), got {shape}."
+        raise ValueError(f"{expected} {remedy}.")
     if not x.is_floating_point():
-        return (
+        raise ValueError(
             f"Expected floating-point images, got {x.dtype}. Normalise them first, as "
             "resnet_lib.data.Normalisation does."
         )
-    return None
 
 
-def check_type(name: str, value: object, kind: type, example: str = "") -> None:
-    """TypeError, naming the type and an example, for a value of another kind."""
-    if not isinstance(value, kind):
-        wanted = f"{kind.__module__}.{kind.__qualname__}{example}"
-        raise TypeError(f"The {name} is of type {type(value).__name__}: give {wanted}.")
+def as_logits(answer: object, count: int) -> Tensor:
+    """A network's answer to `count` images as float32 (count, classes)."""
+    if isinstance(answer, Tensor) and answer.ndim == 2 and len(answer) == count:
+        return answer.float()
+    shape = f" of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else ""
+    raise ValueError(
+        f"The network answers {count} images with a {type(answer).__name__}{shape}. "
+        f"Let its forward return logits, a tensor of shape ({count}, classes)."
+    )

@@ -25,7 +25,6 @@ __all__ = [
     "block_parts",
     "confident_mistakes",
     "gradient_norms",
-    "layer_responses",
     "layer_table",
     "lesion",
 ]
@@ -121,23 +120,6 @@ def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
             )
         norms[name] = gradient.norm().item()
     return norms
-
-
-def layer_responses(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """The standard deviation of each 3×3 layer's response, by BN name, in order.
-
-    A response is the output after BN, before the ReLU or the addition, over all of
-    images (N, C, H, W), channels and places. The 1×1 shortcuts are no layers here. The
-    model's mode is left as it was. Paper §4.2 and Fig. 7.
-    """
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and "shortcut" not in name
-    ]
-    with evaluating(model):
-        outputs = activations(model, images, names)
-    return {name: output.std().item() for name, output in outputs.items()}
 
 
 @torch.no_grad()

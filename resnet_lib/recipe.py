@@ -1,11 +1,15 @@
 """Every hyper-parameter of a training, and the rate at each update. Paper §4.2."""
 
-import contextlib
 import dataclasses
-import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from resnet_lib.inputs import (
+    finite_number,
+    one_of,
+    truth_value,
+    whole_number,
+    whole_numbers,
+)
 
 __all__ = [
     "PAPER",
@@ -67,26 +71,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _typed(field.name, field.type, getattr(self, field.name))
+            value = _checked(field.name, field.type, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        self._check_ranges()
-        self._check_steps()
-
-    def _check_ranges(self) -> None:
-        for name, value in vars(self).items():
-            number = value if isinstance(value, int | float) else 1
-            choices = CHOICES.get(name, (value,))
-            for wrong, remedy in (
-                (value not in choices, f"choose from {', '.join(map(repr, choices))}"),
-                (name in ABOVE_ZERO and number <= 0, "give a number above 0"),
-                (number < 0, "give 0 or more"),
-                (name in FLOAT32 and number > 3.4e38, "give what float32 holds"),
-                (name in BELOW_ONE and number >= 1, "give 0 (off) or less than 1"),
-            ):
-                if wrong:
-                    raise ValueError(f"Recipe.{name} is {value!r}: {remedy}.")
         if self.nesterov and not self.momentum:
             raise ValueError("Recipe.nesterov needs a momentum above 0, such as 0.9.")
+        self._check_steps()
 
     def _check_steps(self) -> None:
         for name in ("milestones", "small_until"):
@@ -114,7 +103,7 @@ class Recipe:
     def scaled(self, iterations: int) -> "Recipe":
         """The same recipe over another number of iterations, its steps in
         proportion."""
-        iterations = _typed("iterations", int, iterations)
+        iterations = _checked("iterations", int, iterations)
 
         def moved(steps: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(round(step * iterations / self.iterations) for step in steps)
@@ -130,43 +119,28 @@ class Recipe:
         )
 
 
-def _typed(name: str, kind: type, value: object) -> object:
-    """The value as plain Python has it, or ValueError: numpy's numbers are welcome, a
-    fraction of an iteration is not."""
-    told = f"Recipe.{name} is {value!r}: give"
-    if name in SEQUENCES:
-        # Of a dict the values would be lost, of a set the order, and an iterator may
-        # have no end.
-        ordered = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        try:
-            steps = tuple(value) if ordered else tuple(value.tolist())
-        except (AttributeError, TypeError):
-            several = f"several whole numbers, as in {name}=(10, 20), or none"
-            raise ValueError(f"{told} {several}.") from None
-        return tuple(_typed(f"{name}[{i}]", int, step) for i, step in enumerate(steps))
-    if kind is str:
-        if not isinstance(value, str):
-            raise ValueError(f"{told} one of {', '.join(map(repr, CHOICES[name]))}.")
-        return str(value)
+def _checked(name: str, kind: type, value: object) -> object:
+    """A field's value as plain Python has it, or ValueError with the remedy."""
+    told = f"Recipe.{name}"
     if value is None and name == "warmup_lr":
         return None
-    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's too
+    if name in SEQUENCES:
+        return whole_numbers(told, value)
+    if kind is str:
+        return one_of(told, value, CHOICES[name])
     if kind is bool:
-        if not is_bool:
-            raise ValueError(f"{told} True or False.")
-        return bool(value)
-    if is_bool or isinstance(value, str | bytes):
-        raise ValueError(f"{told} a number.")
-    number = math.inf
-    with contextlib.suppress(OverflowError, RuntimeError, TypeError, ValueError):
-        number = float(value)
-        number = operator.index(value) if kind is int else number
-    if kind is int and (not isinstance(number, int) or number >= 2**63):
-        # Below 1 a share was meant, or seconds: the default is the better hint.
-        near = round(number) if 1 <= number < 2**63 else getattr(Recipe, name, 10)
-        raise ValueError(f"{told} a whole number, below 2**63, such as {near}.")
-    if not math.isfinite(number):
-        raise ValueError(f"{told} a finite number.")
+        return truth_value(told, value)
+    if kind is int:
+        return whole_number(told, value, int(name in ABOVE_ZERO))
+    number = finite_number(told, value)
+    for wrong, remedy in (
+        (name in ABOVE_ZERO and number <= 0, "give a number above 0"),
+        (number < 0, "give 0 or more"),
+        (name in FLOAT32 and number > 3.4e38, "give what float32 holds"),
+        (name in BELOW_ONE and number >= 1, "give 0 (off) or less than 1"),
+    ):
+        if wrong:
+            raise ValueError(f"{told} is {value!r}: {remedy}.")
     return number
 
 

@@ -5,53 +5,19 @@ import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import partial
-from numbers import Integral
 
-import torch
 from torch import Tensor, nn
 
 from resnet_lib.basic_block import BasicBlock, PlainBlock
-from resnet_lib.inputs import wrong_images
+from resnet_lib.inputs import check_images, check_stages, whole_number
 
 __all__ = [
     "ResNet",
-    "check_images",
-    "check_stages",
     "evaluating",
     "get_model",
     "init_weights",
     "make_stage",
 ]
-
-
-def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
-    """Raise ValueError unless every stage has one width and one depth, 1 or more."""
-    try:
-        good = len(widths) == len(depths) > 0 and all(map(_counts, (*widths, *depths)))
-    except TypeError:  # a number, and not one for each stage
-        good = False
-    if not good:
-        raise ValueError(
-            "Give one width and one depth per stage, each a whole number, 1 or more: "
-            f"got widths {widths} and depths {depths}."
-        )
-
-
-def _counts(number: object) -> bool:
-    whole = isinstance(number, Integral) and not isinstance(number, bool)
-    return whole and number >= 1
-
-
-def check_images(x: Tensor, channels: int) -> None:
-    """Raise ValueError, naming the remedy, unless `x` is float images (N, C, H, W).
-
-    Silent where a tool reads the network instead of running it (`torch.fx`,
-    `torch.jit`): there, `x` has no shape to look at.
-    """
-    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-        problem = wrong_images(x, channels)
-        if problem is not None:
-            raise ValueError(problem)
 
 
 @contextlib.contextmanager
@@ -181,9 +147,8 @@ def get_model(
             f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
             "110, or plain in place of resnet."
         )
-    for field, number in (("classes", classes), ("in_channels", in_channels)):
-        if not _counts(number):
-            raise ValueError(f"{field} is {number!r}: give a whole number, 1 or more.")
+    whole_number("classes", classes, 1)
+    whole_number("in_channels", in_channels, 1)
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
         raise ValueError(f"{name} has no shortcuts: leave `shortcut` out.")

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from resnet_lib.inputs import check_stages
 from resnet_lib.paths import data_home, expanded
 from resnet_lib.recipe import Recipe
-from resnet_lib.resnet import ResNet, check_stages, get_model
-from resnet_lib.training import COLUMNS
+from resnet_lib.resnet import ResNet, get_model
+from resnet_lib.training import COLUMNS, PARTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,12 +43,9 @@ __all__ = [
     "read_history",
     "read_json",
     "recorded_runs",
-    "runs_table",
     "write_atomically",
     "write_json",
 ]
-
-PARTS = ("train", "validation", "test")
 
 # Fields of a recipe in which the runs of one study may differ.
 MAY_DIFFER = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
@@ -442,18 +440,3 @@ def histories(runs: Mapping[str, Run]) -> "pd.DataFrame":
         about = {"run": run.name, "net": run.net, "layers": run.layers}
         tables.append(table.assign(**about, seed=run.recipe["seed"]).dropna())
     return pd.concat(tables).reset_index()
-
-
-def runs_table(runs: dict[str, Run]) -> "pd.DataFrame":
-    """One row per run: its conditions and its final errors in percent."""
-    import pandas as pd
-
-    rows = []
-    for run in runs.values():
-        conditions = ("iterations", "validation", "label_smoothing", "weight_decay")
-        row = {"run": run.name, "model": run.about["model"]}
-        row |= {key: run.recipe[key] for key in conditions}
-        for part in PARTS:
-            row[f"{part} error (%)"] = round(100 * run.final[f"{part}_error"], 2)
-        rows.append(row | {"minutes": round(run.final["seconds"] / 60)})
-    return pd.DataFrame(rows)

@@ -149,12 +149,10 @@ def load(name: str) -> Dataset:
         return datasets.load_folder(name)
     if name == "digits":
         return datasets.load_digits()
-    source, fetch = CIFAR10, datasets.load_cifar10
-    if name == "cifar100":
-        source, fetch = CIFAR100, datasets.load_cifar100
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        while find(source) is None:
-            time.sleep(1)
+    source = CIFAR10 if name == "cifar10" else CIFAR100
+    while os.environ.get("LOCAL_RANK", "0") != "0" and find(source) is None:
+        time.sleep(1)
+    fetch = getattr(datasets, f"load_{name}")
     return fetch(download=True)  # which is quick where it is on disk
 
 

@@ -17,24 +17,16 @@ from resnet_lib.device import (
     can_record,
     device_profile,
 )
-from resnet_lib.inputs import check_type
+from resnet_lib.inputs import as_logits, check_type, whole_number
 from resnet_lib.recipe import Recipe, image_size_at, learning_rate_at
 from resnet_lib.resnet import evaluating
 
-__all__ = ["COLUMNS", "Evaluation", "Training", "evaluate", "train_step"]
+__all__ = ["COLUMNS", "PARTS", "Evaluation", "Training", "evaluate", "train_step"]
 
-# A row of a history: what is measured, and when.
-COLUMNS = (
-    "iteration",
-    "lr",
-    "train_loss",
-    "train_error",
-    "validation_loss",
-    "validation_error",
-    "test_loss",
-    "test_error",
-    "seconds",
-)
+# A row of a history: when, at which rate, and what is measured on each part.
+PARTS = ("train", "validation", "test")
+MEASURES = [f"{part}_{measure}" for part in PARTS for measure in ("loss", "error")]
+COLUMNS = ("iteration", "lr", *MEASURES, "seconds")
 
 
 def train_step(
@@ -82,13 +74,6 @@ class Evaluation:
         """The share of wrong predictions, 0 to 1."""
         return (self.predictions != self.labels).double().mean().item()
 
-    @property
-    def confusion(self) -> Tensor:
-        """int64 (classes, classes): true class in rows, predicted class in columns."""
-        classes = self.logits.shape[1]
-        cells = self.labels * classes + self.predictions
-        return torch.bincount(cells, minlength=classes**2).view(classes, classes)
-
 
 @torch.no_grad()
 def evaluate(
@@ -106,8 +91,7 @@ def evaluate(
     check_type("model", model, nn.Module)
     check_type("data", data, Images, ", such as data.test")
     check_type("normalisation", normalisation, Normalisation, ".of(train.images)")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}: give a whole number above 0.")
+    whole_number("batch_size", batch_size, 1)
     if profile is None:
         some = next(model.parameters(), torch.empty(0))
         profile = device_profile("fp32", str(some.device))
@@ -117,7 +101,7 @@ def evaluate(
         for images in data.images.split(batch_size):
             x = normalisation(images.to(profile.device))  # (B, C, H, W)
             x = x.contiguous(memory_format=profile.memory_format)
-            logits.append(_checked(model(x), len(x)))  # (B, classes)
+            logits.append(as_logits(model(x), len(x)))  # (B, classes)
     classes = logits[0].shape[1]
     if (data.labels >= classes).any():  # a rank's share may be empty
         raise ValueError(
@@ -125,17 +109,6 @@ def evaluate(
             f"{data.labels.max()}. Take a network of more classes."
         )
     return Evaluation(torch.cat(logits).cpu(), data.labels.cpu())
-
-
-def _checked(answer: object, count: int) -> Tensor:
-    """Logits in float32; ValueError for another kind of answer."""
-    if isinstance(answer, Tensor) and answer.ndim == 2 and len(answer) == count:
-        return answer.float()
-    shape = f" of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else ""
-    raise ValueError(
-        f"The network answers {count} images with a {type(answer).__name__}{shape}. "
-        f"Let its forward return logits, a tensor of shape ({count}, classes)."
-    )
 
 
 def check_training(model: nn.Module, data: Dataset, recipe: Recipe) -> None:
@@ -199,14 +172,10 @@ class Training:
         self.steps = 0
         self.graphed = graphed and can_record(where)
         self.graphs: dict[int, GraphedStep] = {}  # one for each image size
-        self.optimizer = RecordableSGD(
-            self.model.parameters(),
-            recipe.lr,
-            recipe.momentum,
-            recipe.weight_decay,
-            recipe.nesterov,
-            recordable=can_record(where),
-        )
+        fields = ("lr", "momentum", "weight_decay", "nesterov")
+        options = {name: getattr(recipe, name) for name in fields}
+        recordable = can_record(where)
+        self.optimizer = RecordableSGD(self.model.parameters(), recordable, **options)
         self._check_classes()
 
     @property

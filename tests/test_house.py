@@ -9,7 +9,7 @@ import torch
 from forked import Forked, modules
 
 from resnet_lib import Normalisation, evaluate
-from resnet_lib.cifar10 import find_cifar10
+from resnet_lib.cifar10 import CIFAR10, find
 from resnet_lib.datasets import load_cifar10, load_digits
 from resnet_lib.runs import recorded_runs
 
@@ -118,7 +118,7 @@ def test_weights_in_half_precision_judge_as_their_record_says(name):
     run = recorded_runs()[name]
     if run.about["data"] == "digits":
         data = load_digits()
-    elif find_cifar10():
+    elif find(CIFAR10):
         data = load_cifar10()
     else:
         pytest.skip("needs CIFAR-10")

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import drawings
 import IPython.display
 import matplotlib.pyplot as plt
 import nbformat
@@ -89,7 +90,7 @@ def test_a_saved_widget_keeps_its_picture_in_fewer_bytes(shown):
     ("name", "arcs", "dashed"), [("resnet18", 8, 3), ("plain20", 0, 0)]
 )
 def test_the_map_has_a_shortcut_for_every_addition(name, arcs, dashed):
-    ax = plots.network_map(get_model(name))
+    ax = drawings.network_map(get_model(name))
     lines = [patch for patch in ax.patches if patch.get_linewidth() == 1.4]
     assert len(lines) == [text.get_text() for text in ax.texts].count("+") == arcs
     assert sum(line.get_linestyle() != "-" for line in lines) == dashed
@@ -101,7 +102,7 @@ def test_the_map_has_a_shortcut_for_every_addition(name, arcs, dashed):
 def test_a_flow_draws_every_step_and_its_shortcut():
     figure, ax = plt.subplots()
     steps = ["x", "3×3 conv\n16 → 32", "+", "y"]
-    centres = plots.flow(ax, steps, ["16×8×8"], skip=(0, 2), skip_label="A", lit=1)
+    centres = drawings.flow(ax, steps, ["16×8×8"], skip=(0, 2), skip_label="A", lit=1)
     assert len(centres) == 4 and centres == sorted(centres)
     words = [text.get_text() for text in ax.texts]
     assert all(word in words for word in (*steps, "16×8×8", "A"))

@@ -39,7 +39,7 @@ from resnet_lib import (
     plots,
     train_step,
 )
-from resnet_lib.cifar10 import download_cifar10
+from resnet_lib.cifar10 import CIFAR10, download
 from resnet_lib.data import Batches, Normalisation
 from resnet_lib.datasets import load_cifar10
 from resnet_lib.device import keeping_freed_memory
@@ -263,7 +263,7 @@ def throughput(names: list[str], plain, ours) -> dict[str, dict]:
 def changes(names: list[str], plain, ours) -> dict[str, dict]:
     """Single changes to an update and to `evaluate`, each beside what it changes."""
     updates = ["contiguous", "foreach", "fused", "one thread"]
-    if device_profile().dtype == torch.bfloat16:  # else bf16 would only be emulated
+    if device_profile().precision == "bf16":  # else bf16 would only be emulated
         updates.append("fp32")
     plan = {}
     for name in names:
@@ -387,7 +387,7 @@ def main() -> None:
     home = data_home()
     add("--write", nargs="?", const=home, type=Path, help="and draw, to this folder")
     args = parser.parse_args()
-    download_cifar10()
+    download(CIFAR10)
     measured = changes if args.changes else throughput
     models = ["resnet20"] if args.changes else ["resnet18", "resnet20", "resnet56"]
     where = device_profile()
