@@ -46,8 +46,8 @@ from mutmut.mutation.mutators import mutation_operators
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".mutants"
-CORE = ("basic_block", "resnet", "identity", "data", "recipe", "training")
-CORE += ("fit", "runs")
+CORE = ("basic_block", "resnet", "inputs", "data", "recipe", "training")
+CORE += ("identity", "fit", "runs")
 FILES = ("recipe_by_hand", "blocks", "data", "engine", "training", "runs")
 FILES += ("what_users_met",)
 FILES = [f"tests/test_{name}.py" for name in FILES]
