@@ -5,13 +5,13 @@ import pytest
 import torch
 import traitlets
 from PIL import Image
+from test_probes import shaken
 
 from resnet_lib.data import Dataset, Images, Normalisation
 from resnet_lib.explorer import Explorer
 from resnet_lib.explorer.inside import kernel_of, look_inside
 from resnet_lib.explorer.widget import pictures_for
-from resnet_lib.probes import block_names, block_parts, lesion
-from resnet_lib.resnet import get_model
+from resnet_lib.probes import block_parts, lesion
 from resnet_lib.runs import load_run
 
 torch.manual_seed(0)
@@ -19,20 +19,6 @@ PICTURES = torch.randint(256, (30, 3, 32, 32), dtype=torch.uint8)
 PART = Images(PICTURES, torch.arange(30) % 10)
 DATA = Dataset("digits", tuple("abcdefghij"), train=PART, test=PART)
 NORM = Normalisation.of(PICTURES)
-
-
-def shaken(name, **options):
-    """A network whose BN has something to do, as after a training."""
-    model = get_model(name, **options)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias)
-    return model.eval()
-
-
 PAIR = {"residual": shaken("resnet14"), "plain": shaken("plain14")}
 NETS = {**PAIR, "18": shaken("resnet18"), "plain 18": shaken("plain18")}
 SCALES = {"layer1.1": 0, "layer2.0": 0.5, "layer3.1": 0.25}
@@ -40,11 +26,13 @@ SCALES = {"layer1.1": 0, "layer2.0": 0.5, "layer3.1": 0.25}
 
 @pytest.fixture
 def explorer():
-    explorer = Explorer(PAIR, DATA, NORM, judged=20)
+    return heard(Explorer(PAIR, DATA, NORM, judged=20))
+
+
+def heard(explorer):
+    """The same, with a list of what it sends."""
     explorer.sent = []
-    explorer.send = lambda content, buffers=None: explorer.sent.append(
-        (content, buffers)
-    )
+    explorer.send = lambda *sent: explorer.sent.append((*sent, None)[:2])
     return explorer
 
 
@@ -62,12 +50,9 @@ def ask(explorer, kind, buffers=(), **question):
 
 @torch.no_grad()
 @pytest.mark.parametrize("title", NETS)
-@pytest.mark.parametrize("hurt", [False, True])
-def test_inside_equals_the_network(title, hurt):
+@pytest.mark.parametrize("scales", [{}, SCALES], ids=["whole", "hurt"])
+def test_inside_equals_the_network(title, scales):
     model, x = NETS[title], NORM(PICTURES[:4])
-    scales = (
-        {k: s for k, s in SCALES.items() if k in block_names(model)} if hurt else {}
-    )
     inside = look_inside(model, x, scales)
     with lesion(model, scales):
         torch.testing.assert_close(inside.logits, model(x), rtol=1e-4, atol=1e-4)
@@ -141,17 +126,15 @@ def test_the_strip_shows_no_picture_twice():
     assert all(one["label"] == one["index"] % 10 for one in strip)
 
 
-def test_the_view_gets_the_kernel_and_what_it_reads(explorer):
+@torch.no_grad()
+def test_the_view_gets_a_kernel_what_it_reads_and_the_accuracy(explorer):
     question = {"net": "plain", "block": "layer2.0", "channel": 5}
     content, (weights, maps) = ask(explorer, "kernel", **question)
     kernel = kernel_of(PAIR["plain"], "layer2.0", 5)
     assert np.array_equal(weights, kernel.weights.numpy().ravel())
     assert content["shift"] == kernel.shift and content["shape"] == [32, 16, 16]
-    assert len(maps) == 32 * 16 * 16
-
-
-@torch.no_grad()
-def test_accuracy_under_a_lesion(explorer):
+    h = explorer.look("plain").parts["layer2.0.h"][0]
+    assert np.array_equal(maps, h.numpy().ravel())
     content, _ = ask(explorer, "judge", scales=SCALES, start=0)
     assert content["of"] == 20
     for title, model in PAIR.items():
@@ -194,15 +177,11 @@ def test_what_is_not_there_is_a_sentence(explorer, refused):
         assert explorer.sent.pop()[0]["error"]
 
 
-def test_one_net_or_two():
+def test_one_net_or_two_and_two_explorers_that_are_linked():
     with pytest.raises(ValueError, match="not 3"):
         Explorer(dict(list(NETS.items())[:3]), DATA, NORM)
-    alone = Explorer({"a": PAIR["plain"]}, DATA, NORM, block="stem")
-    assert list(alone.probabilities) == ["a"] and alone.figure().axes
-
-
-def test_two_explorers_are_linked():
-    one, other = (Explorer({n: PAIR[n]}, DATA, NORM, judged=5) for n in PAIR)
+    one, other = (Explorer({n: PAIR[n]}, DATA, NORM, 5, block="stem") for n in PAIR)
+    assert list(one.probabilities) == ["residual"] and one.figure().axes
     one.link(other)
     one.block, other.picture = "layer3.1", 4
     assert (other.block, one.picture) == ("layer3.1", 4)
@@ -212,15 +191,14 @@ def test_two_explorers_are_linked():
 
 def test_a_run_is_played_back():
     run = load_run("resnet18-paper-64k")
-    explorer = Explorer({"residual": run}, DATA, NORM, judged=5)
+    explorer = heard(Explorer({"residual": run}, DATA, NORM, judged=5))
     assert explorer.iteration == 64_000 == explorer.shown("residual")
     explorer.iteration = 4_100
     assert explorer.shown("residual") == 4_000
     early = run.model(4_000).conv1.weight
     assert torch.equal(explorer.model("residual").conv1.weight, early)
-    explorer.sent = []
-    explorer.send = lambda content, buffers=None: explorer.sent.append((content, []))
-    about = ask(explorer, "about")[0]["about"]["nets"][0]
+    explorer._answer(None, {"kind": "about"}, [])
+    about = explorer.sent.pop()[0]["about"]["nets"][0]
     assert about["kept"][:2] == [0, 500] and about["curves"]["train_error"][0][0] == 100
 
 
