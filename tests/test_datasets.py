@@ -528,6 +528,7 @@ def test_one_channel_of_three(tmp_path, capsys):
     expected = {round(0.299 * 40 * n + 0.587 * i) for n in (0, 1) for i in range(4)}
     found = torch.cat([data.train.images, data.test.images]).unique()
     assert set(found.tolist()) == expected
+    assert torch.equal(datasets._grey(RAMP), RAMP[:1])
 
 
 def test_names_in_another_encoding_can_be_printed(tmp_path, capsysbinary):
