@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
-from resnet_lib.basic_block import BasicBlock, make_shortcut
+from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock, make_shortcut
 from resnet_lib.identity import describe
 from resnet_lib.resnet import ResNet, get_model, make_stage
 
@@ -99,9 +99,16 @@ def test_block_equals_torchvisions(shape, kind, training, refused):
     assert residual.min() < 0
 
 
-def test_the_shortcut_unless_told_otherwise(refused):
-    assert str(BasicBlock(4, 8)) == str(BasicBlock(4, 8, 1, "B"))
-    assert str(make_stage(4, 8, 2, 2)) == str(make_stage(4, 8, 2, 2, "B"))
+DEFAULTS = [
+    *[(BasicBlock, (4, 8), (1, "B")), (make_stage, (4, 8, 2), (1, "B"))],
+    *[(PlainBlock, (4, 8), (1,)), (make_shortcut, ("B", 4, 8), (1,))],
+]
+
+
+def test_stride_and_shortcut_unless_told_otherwise(refused):
+    for build, given, more in DEFAULTS:
+        assert str(build(*given)) == str(build(*given, *more))
+    assert PaddedIdentity(4, 8).stride == 1
     refused("Unknown shortcut 'D': choose 'A', 'B' or 'C'", make_shortcut, "D", 4, 4)
     refused("plain20 has no shortcuts", get_model, "plain20", "A")
 
