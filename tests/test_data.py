@@ -35,19 +35,11 @@ def test_augmentation_is_torchvisions_crop_and_flip(per_pixel, black_border, cha
     norm = Normalisation.of(images, per_pixel, black_border)
     plan = data.plan_epoch(len(images), torch.Generator().manual_seed(1))
     result = Augmenter(images, norm)(plan)
-    for row, ours in zip(plan.tolist(), result, strict=True):
-        index, top, left, flip = row
-        if black_border:  # pad in uint8, normalise afterwards
-            padded = oracle.pad(images[index], [4]).float()
-            border = norm.mean.expand(-1, 32, 32).mean((1, 2)).view(-1, 1, 1)
-            mean = border.expand(-1, 40, 40).clone()
-            mean[:, 4:-4, 4:-4] = norm.mean
-            padded = (padded - mean) / norm.std
-        else:  # normalise, then pad with zeros
-            padded = oracle.pad(norm(images[index : index + 1])[0], [4])
+    fill = -norm.mean.mean((1, 2)) / norm.std.flatten() * black_border
+    for (index, top, left, flip), ours in zip(plan.tolist(), result, strict=True):
+        padded = oracle.pad(norm(images[index]), [4], fill=fill.tolist())
         theirs = oracle.crop(padded, top, left, 32, 32)
-        if flip:
-            theirs = oracle.horizontal_flip(theirs)
+        theirs = oracle.horizontal_flip(theirs) if flip else theirs
         torch.testing.assert_close(ours, theirs)
 
 
