@@ -18,10 +18,13 @@ from resnet_lib import train
 from workshop import badges, execute, reproduce
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*_*.ipynb"))
 TABLE = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PYPROJECT = TABLE["project"]
 ADDRESS = PYPROJECT["urls"]["Repository"]
+
+
+def python_files(folder):
+    return list((ROOT / folder).rglob("*.py"))
 
 
 # --- the Makefile's paths -------------------------------------------------------------
@@ -55,7 +58,7 @@ def test_conda_and_pip_ask_for_the_same_packages():
 
 # ipywidgets and JupyterLab bring IPython. Only Jupyter starts JupyterLab and nbval.
 BROUGHT, STARTED = {"IPython"}, {"jupyterlab", "nbval"}
-OURS = {"resnet_lib", "workshop", "checks"}
+NOT_PACKAGES = {"resnet_lib", "workshop", "checks", *sys.stdlib_module_names}
 
 
 def declared(requirements):
@@ -64,7 +67,7 @@ def declared(requirements):
     return {imported_as.get(name, name) for name in names}
 
 
-def imported(*sources):
+def imported(sources):
     """The packages, not of Python itself, that texts of Python import."""
     names = set()
     for node in (node for text in sources for node in ast.walk(ast.parse(text))):
@@ -72,32 +75,27 @@ def imported(*sources):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module.split(".")[0])
-    return names - sys.stdlib_module_names - OURS
+    return names - NOT_PACKAGES
 
 
 def test_what_is_imported_is_declared():
     """Directly, whatever else might bring it along; and nothing is declared in vain."""
-    library, judges, workshop = (
-        imported(*(path.read_text("utf-8") for path in (ROOT / folder).rglob("*.py")))
-        for folder in ("resnet_lib", "notebooks/checks", "workshop")
-    )
-    cells = [
+    code = [
         re.sub(r"(?m)^([ \t]*)[!%].*$", r"\1pass", cell.source)
-        for path in NOTEBOOKS
+        for path in (ROOT / "notebooks").glob("**/*_*.ipynb")
         for cell in nbformat.read(path, as_version=4).cells
         if cell.cell_type == "code" and not cell.source.startswith("%")
     ]
+    files = python_files("resnet_lib") + python_files("notebooks/checks")
+    code += [path.read_text("utf-8") for path in files]
     needs = declared(PYPROJECT["dependencies"])
-    assert (library | judges | imported(*cells)) - BROUGHT == needs - STARTED
+    assert imported(code) - BROUGHT == needs - STARTED
+    workshop = (path.read_text("utf-8") for path in python_files("workshop"))
     extras = map(declared, PYPROJECT["optional-dependencies"].values())
-    assert workshop <= needs.union(*extras)
-
-
-def test_every_package_of_the_library_is_installed():
-    listed = TABLE["tool"]["setuptools"]["packages"]
-    folders = {path.parent for path in (ROOT / "resnet_lib").rglob("*.py")}
-    names = {".".join(path.relative_to(ROOT).parts) for path in folders}
-    assert set(listed) == names
+    assert imported(workshop) <= needs.union(*extras)
+    packages = {path.relative_to(ROOT).parent for path in python_files("resnet_lib")}
+    installed = TABLE["tool"]["setuptools"]["packages"]
+    assert set(installed) == {".".join(folder.parts) for folder in packages}
 
 
 # --- the address ----------------------------------------------------------------------
@@ -105,9 +103,8 @@ def test_every_package_of_the_library_is_installed():
 
 def test_one_command_writes_every_address_and_moves_it(tmp_path):
     names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True)
-    texts = [n for n in names.splitlines() if n[-3:] not in (".pt", "png")]
-    files = [ROOT / name for name in texts if (ROOT / name).is_file()]
-    copies = {tmp_path / path.relative_to(ROOT): path for path in files}
+    texts = [name for name in names.splitlines() if name[-3:] not in (".pt", "png")]
+    copies = {tmp_path / name: ROOT / name for name in texts if (ROOT / name).is_file()}
     for copy, path in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
@@ -150,14 +147,10 @@ def python(folder, *arguments, source="", **more):
 COLAB = {"COLAB_RELEASE_TAG": "release-colab"}
 
 
-def test_outside_colab_nothing_happens(tmp_path, monkeypatch):
+def test_no_fetch_leaves_no_trace_and_a_failed_one_a_remedy(tmp_path, monkeypatch):
     monkeypatch.delenv(*COLAB, raising=False)
-    assert python(tmp_path, "-c", SETUP, source="file:///nowhere") == (0, "", "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_failed_fetch_says_the_remedy(tmp_path):
     source = f"file://{tmp_path}/nowhere"
+    assert python(tmp_path, "-c", SETUP, source=source) == (0, "", "")  # not in Colab
     *_, error = python(tmp_path, "-c", SETUP, source=source, **COLAB)
     last = error.strip().splitlines()[-1]
     assert last.startswith("OSError: ") and ADDRESS in last and "run this again" in last
@@ -193,10 +186,8 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 def drawn(widget, table):
     """A notebook with a widget and a styled table, under the names given."""
     html = f'<style>#{table}_row0 {{}}</style><table id="{table}"></table>'
-    outputs = [
-        nbformat.v4.new_output("display_data", {kind: content})
-        for kind, content in (("text/html", html), (VIEW, {"model_id": widget}))
-    ]
+    data = [{"text/html": html}, {VIEW: {"model_id": widget}}]
+    outputs = [nbformat.v4.new_output("display_data", content) for content in data]
     cell = nbformat.v4.new_code_cell("draw()", outputs=outputs, id="draw")
     state = {widget: {"state": {"children": [f"IPY_MODEL_{widget}"]}}}
     widgets = {execute.STATE: {"state": state}}
@@ -206,8 +197,7 @@ def drawn(widget, table):
 def test_drawn_names_are_the_same_in_every_run():
     runs = (drawn("0" * 31 + "a", "T_1a2b3"), drawn("f" * 32, "T_fffff"))
     first, second = (nbformat.writes(execute.numbered(run)) for run in runs)
-    assert first == second
-    assert "f" * 32 not in second and "T_fffff" not in second
+    assert first == second and "f" * 32 not in second and "T_fffff" not in second
     content = json.loads(first)
     (name,) = content["metadata"]["widgets"][execute.STATE]["state"]
     assert content["cells"][0]["outputs"][1]["data"][VIEW]["model_id"] == name
@@ -216,10 +206,9 @@ def test_drawn_names_are_the_same_in_every_run():
 # --- Ctrl-C ---------------------------------------------------------------------------
 
 
-COMMANDS = ["resnet_lib.train", "resnet_lib.cifar10", "workshop.reproduce"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", ["resnet_lib.train", "resnet_lib.cifar10", "workshop.reproduce"]
+)
 def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path, command):
     interrupt = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT)"
     (tmp_path / "torch.py").write_text(f"{interrupt}; time.sleep(60)")
@@ -233,8 +222,7 @@ def test_ctrl_c_before_a_training_is_one_line(monkeypatch, capsys, tmp_path, mod
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "load", interrupted)
-    monkeypatch.setattr(reproduce, "load", interrupted)
+    monkeypatch.setattr(module, "load", interrupted)
     monkeypatch.chdir(tmp_path)
     given = {train: ["--data", "digits"], reproduce: ["--records", str(tmp_path)]}
     assert module.main(given[module]) == 130

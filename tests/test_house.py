@@ -17,15 +17,14 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "resnet_lib"
 
 # From the core outwards: a module imports only from those before it.
-ORDER = [
-    *("inputs", "basic_block", "resnet"),
-    *("data", "recipe", "device", "training", "identity"),
-    *("paths", "progress", "cifar10", "datasets"),
-    *("distributed", "runs", "checkpoints", "fit"),
-    *("probes", "plots", "explorer"),
-    *("train", "colab"),
-]
 CORE = ["inputs", "basic_block", "resnet", "data", "recipe", "device", "training"]
+ORDER = [
+    *(*CORE, "identity", "paths", "progress", "cifar10", "datasets"),
+    *("distributed", "runs", "checkpoints", "fit"),
+    *("probes", "plots", "explorer", "train", "colab"),
+]
+NOT_OURS = {"workshop", "checks", "notebooks"}
+DISKS_AND_BARS = {"pathlib", "shutil", "tqdm", "json", "pickle", "filelock"}
 HEAVY = {"IPython", "ipywidgets", "matplotlib", "seaborn", "pandas", "anywidget"}
 
 
@@ -41,35 +40,18 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def room(path: Path) -> str:
-    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
-
-
-FILES = [path for path in LIBRARY.rglob("*.py") if path != LIBRARY / "__init__.py"]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_imports_point_one_way(path):
-    for name in imports(path):
-        assert name.split(".")[0] not in ("workshop", "checks", "notebooks"), name
-        if name.startswith("resnet_lib."):
-            other = name.split(".")[1]
-            if other in ORDER and other != room(path):
-                assert ORDER.index(other) < ORDER.index(room(path)), name
-
-
-def test_every_room_has_its_place():
-    assert {room(path) for path in FILES} == set(ORDER)
-
-
-def test_the_core_knows_no_disk_no_ranks_and_no_bars():
-    for name in CORE:
-        used = {module.split(".")[0] for module in imports(LIBRARY / f"{name}.py")}
-        assert not used & {"pathlib", "shutil", "tqdm", "json", "pickle", "filelock"}
-        inside = {
-            m.split(".")[1] for m in imports(LIBRARY / f"{name}.py") if "lib." in m
-        }
-        assert inside <= set(CORE), name
+def test_imports_point_one_way_and_the_core_knows_no_disk():
+    files = set(LIBRARY.rglob("*.py")) - {LIBRARY / "__init__.py"}
+    rooms = {path: path.relative_to(LIBRARY).parts[0].split(".")[0] for path in files}
+    assert set(rooms.values()) == set(ORDER)
+    for path, room in rooms.items():
+        for name in imports(path):
+            package, *inside = name.split(".")
+            assert package not in NOT_OURS, (path, name)
+            assert not (room in CORE and package in DISKS_AND_BARS), (path, name)
+            if package == "resnet_lib" and inside:
+                before = ORDER[: ORDER.index(room) + 1]
+                assert inside[0] in before, (path, name)
 
 
 def test_training_needs_no_jupyter_and_no_plots():
@@ -81,27 +63,18 @@ def test_training_needs_no_jupyter_and_no_plots():
 
 # The runs whose weights a notebook, the explorer or a test loads.
 KEPT = {
-    "plain18-digits",
-    "plain18-paper-32k",
-    "plain20-paper-8k",
-    "plain56-paper-8k",
-    "resnet18-digits",
-    "resnet18-paper-64k",
-    "resnet20-paper-8k",
+    *("plain18-digits", "plain18-paper-32k", "plain20-paper-8k", "plain56-paper-8k"),
+    *("resnet18-digits", "resnet18-paper-64k", "resnet20-paper-8k"),
     "resnet56-paper-8k",
 }
 
 
-def tracked() -> list[Path]:
-    names = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
-    return [ROOT / name for name in names.split("\0") if (ROOT / name).is_file()]
-
-
 def test_the_tree_is_light():
     """An unfinished run is on its way; all else together is a quick clone."""
-    unfinished = ROOT / "data" / "unfinished"
-    files = [path for path in tracked() if unfinished not in path.parents]
-    assert sum(path.stat().st_size for path in files) < 35_000_000
+    names = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    files = {ROOT / name for name in names.split("\0")}
+    files -= set((ROOT / "data" / "unfinished").rglob("*"))
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 35_000_000
 
 
 def test_weights_are_kept_where_they_are_loaded_and_in_half_precision():
