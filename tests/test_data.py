@@ -362,7 +362,7 @@ def test_what_a_set_takes_and_tells(refused):
     assert Dataset("mine", TEN, images[images.labels >= 0], GOOD)
     assert Dataset("mine", TEN, Images(PIXELS, LABELS + 1 - 1), GOOD)
     for validation in (20, -5, 0.1, 4.0, "4", None):
-        refused("Choose a whole number from 0 to 19", MINE.split, validation)
+        refused("give a whole number from 0 to 19", MINE.split, validation)
 
 
 def test_the_digest_tells_data_apart():

@@ -58,7 +58,8 @@ def test_conda_and_pip_ask_for_the_same_packages():
 
 # ipywidgets and JupyterLab bring IPython. Only Jupyter starts JupyterLab and nbval.
 BROUGHT, STARTED = {"IPython"}, {"jupyterlab", "nbval"}
-NOT_PACKAGES = {"resnet_lib", "workshop", "checks", *sys.stdlib_module_names}
+OURS = {"resnet_lib", "workshop", "checks", "drawings"}
+NOT_PACKAGES = OURS | set(sys.stdlib_module_names)
 
 
 def declared(requirements):
@@ -86,7 +87,7 @@ def test_what_is_imported_is_declared():
         for cell in nbformat.read(path, as_version=4).cells
         if cell.cell_type == "code" and not cell.source.startswith("%")
     ]
-    files = python_files("resnet_lib") + python_files("notebooks/checks")
+    files = python_files("resnet_lib") + python_files("notebooks")
     code += [path.read_text("utf-8") for path in files]
     needs = declared(PYPROJECT["dependencies"])
     assert imported(code) - BROUGHT == needs - STARTED
