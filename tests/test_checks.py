@@ -50,25 +50,14 @@ def right(name):
 
 @pytest.fixture
 def says(capsys):
-    """Run a check; returns its verdict and its one line."""
+    """Run a check; returns its one line, whose mark is its verdict."""
 
-    def run(check, *answer) -> tuple[bool, str]:
+    def run(check, *answer) -> str:
         verdict = check(*answer)
         line = capsys.readouterr().out
         assert line.count("\n") == 1, f"a check prints one line, not {line!r}"
-        return verdict, line.strip()
-
-    return run
-
-
-@pytest.fixture
-def hint(says):
-    """Run a check that should refuse the answer; returns its line."""
-
-    def run(check, *answer) -> str:
-        verdict, line = says(check, *answer)
-        assert not verdict, line
-        return line
+        assert verdict is line.startswith("✓ ")
+        return line.strip()
 
     return run
 
@@ -78,12 +67,12 @@ def test_answers_are_told_apart(says, monkeypatch, name):
     monkeypatch.setattr(checks.notebook_01, "UPDATES", 45)
     hints = {}
     for words, answer in pairs(TABLES[name]):
-        verdict, line = says(CHECKS[name], answer)
+        line = says(CHECKS[name], answer)
         if words.startswith("✓"):
-            assert verdict and re.match(words, line), line
+            assert re.match(words, line), line
         else:
-            assert not verdict and line.startswith("✗ Not yet: "), (words, line)
-            assert words in line and line.endswith((".", "?"))
+            assert line.startswith("✗ Not yet: ") and words in line, (words, line)
+            assert line.endswith((".", "?"))
             hints[words] = line
     assert len(set(hints.values())) == len(TABLES[name]) - 1
 
@@ -121,23 +110,21 @@ def test_numbers_say_the_same_in_every_form(says, name, form):
         needs_form = form == "python" or words in ("carries a gradient", "you return [")
         if needs_form and not words.startswith("✓"):
             continue
-        verdict, line = says(
-            CHECKS[name], lambda *g, f=answer: dressed(f(*g), FORMS[form])
-        )
-        assert verdict == words.startswith("✓") and words.strip("✓") in line, line
+        line = says(CHECKS[name], lambda *g, f=answer: dressed(f(*g), FORMS[form]))
+        assert words in line, line
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if not name.endswith(SLOW)])
-def test_what_surrounds_the_reader_does_not_matter(says, hint, name):
+def test_what_surrounds_the_reader_does_not_matter(says, name):
     """Defaults, the device, random numbers; an exercise that is not yet solved."""
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
     praise = says(CHECKS[name], right(name))
-    assert praise[0]
+    assert praise.startswith("✓")
     try:
         torch.set_default_dtype(torch.float64)
-        assert says(CHECKS[name], right(name))[0]
+        assert says(CHECKS[name], right(name)).startswith("✓")
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.device("meta"):
@@ -148,7 +135,7 @@ def test_what_surrounds_the_reader_does_not_matter(says, hint, name):
         def __init__(self, *_):
             raise NotImplementedError
 
-    line = hint(CHECKS[name], Unsolved)
+    line = says(CHECKS[name], Unsolved)
     assert line.startswith("○ Not yet: replace `raise NotImpl")
 
 
@@ -160,46 +147,46 @@ def test_a_judge_draws_the_same_numbers_each_time(says):
     assert says(drawing, int) == drawn
 
 
-def test_an_error_of_that_name_that_is_not_the_readers(hint):
+def test_an_error_of_that_name_that_is_not_the_readers(says):
     class Misspelt(nn.Module):
         def foward(self, x):
             return x
 
     judge = base.check(lambda answer: answer()(torch.ones(2)))
     for answer in (Misspelt, lambda: nn.Sequential(nn.Identity(), Misspelt())):
-        assert "your class has no method forward." in hint(judge, answer)
-    line = hint(judge, lambda: lambda x: torch.eq(x.to_sparse(), x))
+        assert "your class has no method forward." in says(judge, answer)
+    line = says(judge, lambda: lambda x: torch.eq(x.to_sparse(), x))
     assert line.startswith("✗ Your code stopped with NotImplementedE")
 
 
-def test_an_error_says_whose_it_is(hint):
+def test_an_error_says_whose_it_is(says):
     def mine(jacobians):
         return jacobians[0] @ torch.ones(7)
 
-    line = hint(checks.check_stack_jacobian, mine)
+    line = says(checks.check_stack_jacobian, mine)
     assert line.startswith("✗ Your code stopped with RuntimeError: ")
     for library in (sum, int, nn.Identity(), nn.Conv2d):  # without a line of mine
-        line = hint(checks.check_activation, library)
+        line = says(checks.check_activation, library)
         assert line.startswith("✗ Your code stopped with TypeError: ")
     judge = {}
     code = compile("def judge(answer): answer(); return 1 / 0", base.__file__, "exec")
     exec(code, judge)
-    line = hint(base.check(judge["judge"]), lambda: 1)
+    line = says(base.check(judge["judge"]), lambda: 1)
     assert "check of your answer stopped with ZeroDivisionError: " in line
 
 
-def test_what_is_no_function_is_told_so(hint):
+def test_what_is_no_function_is_told_so(says):
     """Nothing, too much, and what the function returns in place of the function."""
     called = "✗ Not yet: the check is called as checks.check_diagnosis(diagnose)."
     for answer in ((), (len, len)):
-        assert hint(checks.check_diagnosis, *answer) == called
+        assert says(checks.check_diagnosis, *answer) == called
     for answer, kind in (("neither", "str"), ([1.0], "list"), (None, "NoneType")):
-        line = hint(checks.check_diagnosis, answer)
+        line = says(checks.check_diagnosis, answer)
         assert "as in checks.check_diagnosis(diagnose)" in line
         assert line.endswith(f"this is of type {kind}.")
 
 
-def test_what_is_no_number_is_told_so(hint):
+def test_what_is_no_number_is_told_so(says):
     """With braces repeated as they are, and a long answer not repeated whole."""
     braces = ["{}", "{mean}", "a{0}b", {"a": 1}, "}{"]
     others = [[], "warm", {"T": 2.0}, torch.ones(3), None]
@@ -213,6 +200,6 @@ def test_what_is_no_number_is_told_so(hint):
         (checks.check_diagnosis, [np.array(["neither", "overfitting"])], "return one "),
     ):
         for answer in answers:
-            line = hint(check, lambda *given, f=answer: f)
+            line = says(check, lambda *given, f=answer: f)
             assert line.startswith("✗ Not yet: ") and len(line) <= 600
             assert words in line and (answers is not braces or line.endswith(words))
