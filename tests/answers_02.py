@@ -1,5 +1,7 @@
 """Answers to the exercises of 02, as test_checks.py describes them."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from answers import always, solutions
 from torch import nn
@@ -81,15 +83,9 @@ check_basic_block = {
         projection("nn.Sequential()", POINT, NORM),
         forward("relu(f(x).double().add_(s(x))).double()"),
     ],
-    "(4, 8, 1) the shape changes": layers(
-        shortcut="shortcut if s != 1 else nn.Sequential()"
-    ),
-    "(4, 4, 2) the shape changes": layers(
-        shortcut="shortcut if b != a else nn.Sequential()"
-    ),
-    "in Wrong(4, 8, 2) the shape changes": layers(
-        shortcut="make_shortcut('A', b, a, s)"
-    ),
+    "(4, 8, 1) the shape": layers(shortcut="shortcut if s != 1 else nn.Identity()"),
+    "(4, 4, 2) the shape": layers(shortcut="shortcut if b != a else nn.Identity()"),
+    "in Wrong(4, 8, 2) the shape": layers(shortcut="make_shortcut('A', b, a, s)"),
     "ReLU after bn1 is missing": forward("relu(b2(c2(b1(c1(x)))) + s(x))"),
     "stands before bn1": forward("relu(b2(c2(b1(relu(c1(x))))) + s(x))"),
     "last ReLU is missing": forward("f(x) + s(x)"),
@@ -148,6 +144,7 @@ check_basic_block = {
     "no nn.Conv2d called conv1": layers(conv1="nn.Identity()"),
     "hand over the class": [Block(4, 4), dict],
 }
+deep = partial(forward, base=Bottleneck)
 # What depends on the number of layers; the rest is judged as in the block above.
 check_bottleneck = {
     "✓ .* 70,400 .* 1,180,672": [
@@ -159,21 +156,15 @@ check_bottleneck = {
         ),
         layers(Bottleneck, conv3="nn.LazyConv2d(4 * a, 1, bias=False)", bn3=LAZY_NORM),
     ],
-    "conv3 maps 2 to 2 channels and should map 2 to 8": layers(
-        Bottleneck, conv3="conv(a, a, 1)"
-    ),
+    "2 to 2 channels and should map 2 to 8": layers(Bottleneck, conv3="conv(a, a, 1)"),
     "kernel of conv1 is not 1×1": layers(Bottleneck, conv1="conv(b, a, 3)"),
     "conv1 has stride 2 and should have 1": layers(
         Bottleneck, conv1="conv(b, a, 1, s)", conv2="conv(a, a, 3)"
     ),
     "conv1 needs padding=0": layers(Bottleneck, conv1="conv(b, a, 1, padding=1)"),
-    "ReLU after bn2 is missing": forward(
-        "relu(b3(c3(b2(c2(relu(b1(c1(x))))))) + s(x))", Bottleneck
-    ),
-    "ReLU between bn3 and the addition": forward("relu(relu(f(x)) + s(x))", Bottleneck),
-    "bn3 stands after the addition": forward(
-        "relu(b3(c3(relu(b2(c2(relu(b1(c1(x))))))) + s(x)))", Bottleneck
-    ),
+    "ReLU after bn2 is missing": deep("relu(b3(c3(b2(c2(relu(b1(c1(x))))))) + s(x))"),
+    "ReLU between bn3 and the addition": deep("relu(relu(f(x)) + s(x))"),
+    "bn3 stands after": deep("relu(b3(c3(relu(b2(c2(relu(b1(c1(x))))))) + s(x)))"),
     "no nn.Conv2d called conv3": Block,
 }
 

@@ -170,20 +170,12 @@ check_diagnosis = {
     "✓": [diagnosis, lambda *given: np.str_(diagnosis(*given))],
     "return one of degradation, overfitting, neither, not True": always(True),
     "by heart": by(lambda a, b, c, d: "degradation" if d > b else "neither"),
-    "not learning by heart": by(
-        lambda a, b, c, d: "overfitting" if d > b else "neither"
-    ),
+    "it is not learning": by(lambda a, b, c, d: "overfitting" if d > b else "neither"),
     "simply better": by(lambda a, b, c, d: "degradation" if c > a else "overfitting"),
-    "whatever the test error does": by(
-        lambda a, b, c, d: c > a and d < b and "neither"
-    ),
-    "not the test error with": by(
-        lambda a, b, c, d: c > a and d == c + 1 and "overfitting"
-    ),
+    "whatever the test": by(lambda a, b, c, d: c > a and d < b and "neither"),
+    "not the test error": by(lambda a, b, c, d: c > a and d == c + 1 and "overfitting"),
     "two equal nets": by(lambda a, b, c, d: (a, b) == (c, d) and "degradation"),
-    "gap is wider": by(
-        lambda a, b, c, d: d - c > 2 * (b - a) and c < a and "overfitting"
-    ),
+    "gap is wider": by(lambda a, b, c, d: c < a and d - c > 6 and "overfitting"),
     "another one built in": lambda _, deep: diagnosis({"train": 9, "test": 12}, deep),
 }
 

@@ -80,9 +80,7 @@ check_branch_ratio = {
         b.residual(x).abs().sum((1, 2, 3)) / b.shortcut(x).abs().sum((1, 2, 3))
     ),
     "what the shortcut makes": lambda b, x: branch_ratio(b, x, below=lambda b, x: x),
-    "where the block keeps shape, the ratios are not": lambda b, x: (
-        3 * branch_ratio(b, x)
-    ),
+    "where the block keeps shape, the ratios": lambda b, x: 3 * branch_ratio(b, x),
 }
 
 
