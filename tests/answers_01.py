@@ -1,13 +1,15 @@
-"""Answers to the exercises of 01 and A1: every wrong one has a message of its own."""
+"""Answers to the exercises of 01 and A1, as test_checks.py describes them."""
 
 import copy
 import functools
 
-import checks
 import torch
+from answers import always, but, solutions
 from torch import nn
 
-# --- the identity ---------------------------------------------------------------------
+solved = solutions("01")
+identity, deepened, start = solved.my_identity, solved.my_deepened, solved.my_start
+jacobian = solutions("A1").my_stack_jacobian
 
 
 def halves(*signs, turn=0):
@@ -20,27 +22,16 @@ def halves(*signs, turn=0):
     return make
 
 
-right_identity = halves(1, -1, 1, -1)
-
-
-def fitted(width):
-    """Least squares with random first weights: close, not equal."""
-    first = torch.randn(2 * width, width)
-    v = torch.randn(width, 200)
-    return first, torch.linalg.lstsq((first @ v).relu().T, v.T).solution.T
-
-
 def with_second(change):
-    return lambda w: (right_identity(w)[0], change(right_identity(w)[1]))
+    return lambda width: (identity(width)[0], change(identity(width)[1]))
 
 
-IDENTITIES = {
-    "return two matrices": [lambda w: right_identity(w)[0], lambda w: None],
-    "first matrix should have the shape (6, 3), not (3, 3)": lambda w: (
-        [torch.eye(w)] * 2
-    ),
-    "second matrix should have the shape (3, 6), not (6, 3)": with_second(torch.t),
-    "not NoneType": with_second(lambda second: None),
+check_identity_weights = {
+    "✓": [identity, lambda width: list(halves(-2, 2, -0.5, 0.5)(width))],
+    "return two matrices": [always(None), lambda width: [torch.eye(width)]],
+    "should have the shape (6, 3), not (3, 3)": lambda width: 2 * [torch.eye(width)],
+    "should have the shape (3, 6), not (6, 3)": with_second(torch.t),
+    "not NoneType": with_second(always(None)),
     "not torch.bool": with_second(torch.Tensor.bool),
     "negative ones are lost": halves(1, 0, 1, 0),
     "the output is |v|": halves(1, -1, 1, 1),
@@ -49,11 +40,8 @@ IDENTITIES = {
     "zero whatever v is": halves(1, 1, 1, -1),
     "the output is 2v": halves(1, -1, 2, -2),
     "their order is not": halves(1, -1, 1, -1, turn=1),
-    "for v = (": fitted,
+    "for v = (": halves(1, -1, 1.001, -1.001),
 }
-
-
-# --- A1: many layers backward ---------------------------------------------------------
 
 
 def product(factors):
@@ -68,29 +56,8 @@ def factors(jacobians):
     return [eye(jacobians) + j for j in jacobians]
 
 
-def jacobian(jacobians):
-    return product(factors(jacobians))
-
-
-def in_place(jacobians):
-    for j in jacobians:
-        j += torch.eye(len(j))
-    return product(jacobians)
-
-
-def pops(jacobians):
-    total = eye(jacobians)
-    while jacobians:
-        total = total + jacobians.pop(0) @ total
-    return total
-
-
-def casts(jacobians):
-    jacobians[:] = [j.double() for j in jacobians]
-    return product([torch.eye(len(j)) + j for j in jacobians])
-
-
-JACOBIANS = {
+check_stack_jacobian = {
+    "✓": jacobian,
     "where is the identity": product,
     "add 1 to every entry": lambda js: product([1 + j for j in js]),
     "order is reversed": lambda js: product(factors(js)[::-1]),
@@ -102,123 +69,93 @@ JACOBIANS = {
     "the first layer is left out": lambda js: product([eye(js), *factors(js)[1:]]),
     "the last layer is left out": lambda js: product([*factors(js)[:-1], eye(js)]),
     "one identity too many": lambda js: eye(js) + jacobian(js),
-    "changes the Jacobians": [in_place, pops, casts],
-    "should be one matrix (3, 3), not None": lambda js: None,
+    "changes the Jacobians": [
+        but(jacobian, lambda js: js[-1].add_(eye(js))),
+        but(jacobian, list.pop),
+        but(jacobian, lambda js: js.append(js.pop().double())),
+    ],
+    "should be one matrix (3, 3), not None": always(None),
     "should be one matrix (3, 3), not (2, 3, 3)": torch.stack,
     "for 2 layers the numbers are wrong": lambda js: 3 * jacobian(js),
     "for 1 layer the numbers": lambda js: jacobian(js) * (1 + (len(js) == 1)),
 }
 
 
-# --- growing a net --------------------------------------------------------------------
-
-
-class Residual(nn.Module):
-    def __init__(self, branch):
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, x):
-        return self.branch(x) + x
-
-
-class Detached(Residual):
+class Detached(solved.Residual):
     def forward(self, x):
         return self.branch(x).detach() + x
 
 
-def layer(width, *rest):
-    return nn.Sequential(
-        nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width), *rest
+def zeroed(module, *names):
+    for name in names:
+        nn.init.zeros_(module.get_parameter(name))
+    return module
+
+
+def layer(width, *silent, wrap=solved.Residual):
+    return wrap(zeroed(solved.layer(width, width), *silent))
+
+
+def quiet(width, *more, **other):
+    return layer(width, "2.weight", "2.bias", *more, **other)
+
+
+def grown(old, make):
+    """Old layers by `old(net, width)`, then new ones as `make(width)` builds them."""
+    return lambda net, width, extra: nn.Sequential(
+        *old(net, width), *(make(width) for _ in range(extra))
     )
-
-
-def zeroed(width, bias=True, everything=False, wrap=Residual):
-    branch = layer(width)
-    for name, parameter in branch.named_parameters():
-        if everything or name == "2.weight" or (bias and name == "2.bias"):
-            nn.init.zeros_(parameter)
-    return wrap(branch)
-
-
-def last_gamma(width):
-    """Another BN with γ = 0 keeps the function too, but is not what was asked."""
-    last = nn.BatchNorm1d(width)
-    nn.init.zeros_(last.weight)
-    return Residual(layer(width, last))
-
-
-def deepened(net, width, extra, make=zeroed):
-    return nn.Sequential(*copy.deepcopy(net), *(make(width) for _ in range(extra)))
 
 
 def by(make):
-    return functools.partial(deepened, make=make)
+    return grown(lambda net, _: copy.deepcopy(net), make)
 
 
-def lengthened(net, width, extra):
-    for _ in range(extra):
-        net.append(zeroed(width))
+def new_statistics(net, _):
+    net = copy.deepcopy(net)
+    net[0].branch[0].reset_running_stats()
     return net
 
 
-def fresh(net, width, extra):
-    return deepened([Residual(layer(width)) for _ in net], width, extra)
-
-
-def zeroes_the_original(net, width, extra):
-    deep = deepened(net, width, extra)
-    nn.init.zeros_(net[0].branch[-1].weight)
-    return deep
-
-
-def parameters_only(net, width, extra):
-    deep = fresh(net, width, extra)
-    nn.utils.vector_to_parameters(
-        nn.utils.parameters_to_vector(net.parameters()), deep[: len(net)].parameters()
-    )
-    return deep
-
-
-def in_front(net, width, extra):
-    return nn.Sequential(*deepened(net, width, extra)[-extra:], *copy.deepcopy(net))
-
-
-DEEPER = {
+check_deepened = {
+    "✓": deepened,
     "lengthens `net` itself": [
-        lengthened,
-        lambda *given: copy.deepcopy(lengthened(*given)),
+        lambda net, *_: net,
+        lambda net, *_: copy.deepcopy(net.append(nn.Identity())),
     ],
-    "shares parameters with `net`": lambda n, w, e: nn.Sequential(
-        *n, *deepened(n, w, e)[-e:]
+    "shares parameters with `net`": grown(lambda net, _: net, quiet),
+    "stand in front": lambda net, width, extra: nn.Sequential(
+        *(quiet(width) for _ in range(extra)), *copy.deepcopy(net)
     ),
-    "stand in front": in_front,
-    "one and the same object": lambda n, w, e: nn.Sequential(
-        *copy.deepcopy(n), *[zeroed(w)] * e
+    "one and the same object": lambda net, width, extra: nn.Sequential(
+        *copy.deepcopy(net), *extra * [quiet(width)]
     ),
-    "do not keep their weights": fresh,
-    "`net` itself have changed": zeroes_the_original,
-    "running statistics": parameters_only,
+    "do not keep their weights": grown(lambda n, w: [layer(w) for _ in n], quiet),
+    "`net` itself have changed": but(deepened, lambda n: zeroed(n, "0.branch.2.bias")),
+    "running statistics": grown(new_statistics, quiet),
     "are frozen": lambda *given: deepened(*given).requires_grad_(False),
-    "detach or no_grad": by(functools.partial(zeroed, wrap=Detached)),
-    "branch is not zero at the start": by(lambda w: Residual(layer(w))),
-    "has a bias too": by(functools.partial(zeroed, bias=False)),
-    "gets no gradient": [
-        by(functools.partial(zeroed, everything=True)),
-        by(last_gamma),
-    ],
-    "nothing adds the input back": by(functools.partial(zeroed, wrap=nn.Sequential)),
+    "detach or no_grad": by(lambda w: quiet(w, wrap=Detached)),
+    "branch is not zero at the start": by(layer),
+    "has a bias too": by(lambda w: layer(w, "2.weight")),
+    "gets no gradient": by(lambda w: quiet(w, "0.weight", "0.bias")),
+    "nothing adds the input back": by(lambda w: quiet(w, wrap=nn.Sequential)),
     "no linear map": by(lambda w: nn.Identity()),
     "make 7, and yours has 8": lambda n, w, e: deepened(n, w, e + 1),
     "not list": lambda *given: list(deepened(*given)),
-    "not those of `net`": lambda n, w, e: deepened([layer(w) for _ in n], w, e),
+    "not those of `net`": grown(
+        lambda n, w: [layer(w, wrap=nn.Sequential) for _ in n], quiet
+    ),
     "to (32, 1)": by(lambda w: nn.Linear(w, 1)),
 }
 
-
-RIGHT_IDENTITIES = [right_identity, lambda w: list(halves(-2, 2, -0.5, 0.5)(w))]
-EXERCISES = [
-    (checks.check_identity_weights, IDENTITIES, RIGHT_IDENTITIES),
-    (checks.check_stack_jacobian, JACOBIANS, [jacobian]),
-    (checks.check_deepened, DEEPER, [deepened]),
-]
+check_identity_start = {
+    r"✓ .* \d+ % from .* \d+ % from yours.*residual.* \d+ %": start,
+    "changes nothing": always(None),
+    "other layers": but(start, lambda net: net.append(nn.Identity())),
+    "the same to every image": but(start, lambda net: zeroed(net, "1.2.weight")),
+    "negative numbers": but(start, lambda net: zeroed(net, "1.0.bias", "1.2.bias")),
+    "does not pass on": but(
+        start, lambda net: net[1][2].weight.data.copy_(torch.eye(64).roll(1, 0))
+    ),
+    "layer 30": but(start, lambda net: nn.init.normal_(net[30][2].weight)),
+}
