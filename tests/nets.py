@@ -14,7 +14,7 @@ def small_net(seed=0):
 
 
 def pictures(count):
-    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=DRAW)
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=DRAW)
     return Images(pixels.to(torch.uint8), torch.arange(count) % 10)
 
 

@@ -68,7 +68,7 @@ def test_a_narrow_strided_shortcut_is_kept_from_channels_last():
 def test_an_update_reads_no_number_back():
     state = Training(small_net(), DATA, RECIPE, "cpu")
     plan = state.batches.next_plan()
-    for size in (16, 8):
+    for size in (8, 4):
         with NoHostReads():
             state.update(plan, size)
     with pytest.raises(AssertionError), NoHostReads():
@@ -105,7 +105,7 @@ def recorder(monkeypatch):
 
 def test_a_replayed_training_is_the_eager_one(recorder):
     """Warm-up leaves no trace, momentum begins as zeros, each call counts once."""
-    recipe = dataclasses.replace(RECIPE, small_until=(3,), small_size=(8,))
+    recipe = dataclasses.replace(RECIPE, small_until=(3,), small_size=(4,))
     eager, replayed, other = (
         Training(small_net(seed), DATA, recipe, "cpu", graphed=graphed)
         for seed, graphed in ((0, False), (0, True), (1, False))
@@ -119,7 +119,7 @@ def test_a_replayed_training_is_the_eager_one(recorder):
             assert torch.equal(ours, other)
         places.add(tuple(tensor.data_ptr() for tensor in replayed._changing()))
 
-    for size in (8, 8, 8, 16, 16, 16, 16, 16):
+    for size in (4, 4, 4, 8, 8, 8, 8, 8):
         eager.step()
         replayed.step()
         compare(eager)

@@ -133,7 +133,7 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     expected = 60 * expected_minutes(net, DATA, recipe) / pace
     assert expected == pytest.approx(3_000 + 3 * 30 / 16 / 3)
     # Half of the updates on a quarter of the pixels: three eighths less.
-    recipe = dataclasses.replace(recipe, small_until=(1_500,), small_size=(8,))
+    recipe = dataclasses.replace(recipe, small_until=(1_500,), small_size=(4,))
     now, pace = 0.0, 2.0
     expected = 60 * expected_minutes(net, DATA, recipe) / pace
     assert expected == pytest.approx(1_875 + 3 * 30 / 16 / 3)
@@ -173,6 +173,8 @@ def test_run_folder_holds_the_record(alone):
     for part in ("test_error", "validation_error"):
         assert run.history[part].notna().tolist() == [False, False, True] * 2
     assert torch.equal(bits(run.model()), bits(net))
+    norm = Normalisation.of(DATA.train[:40].images)
+    assert run.final["test_error"] == evaluate(net, DATA.test, norm).error
     half = torch.load(folder / "snapshots" / "iteration-000012.pt", weights_only=True)
     assert half["conv1.weight"].dtype == torch.float16
 
