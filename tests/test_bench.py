@@ -2,12 +2,14 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from workshop.benchmarks import throughput
 from workshop.benchmarks.throughput import flop, markdown, rate, summary, take_turns
 
+HOME = Path(__file__).parent.parent
 ROW = "resnet20, training"
 ALIKE = {"compute alone": 400.0, "matmul, GFLOP/s": 100.0}
 ROUNDS = [
@@ -21,28 +23,25 @@ ROUNDS = [
 
 
 def test_a_ratio_compares_neighbours_of_one_round():
-    cells = summary(ROUNDS)[ROW]
+    results = summary(ROUNDS)
+    cells = results[ROW]
     assert cells["ours"] == (150, 200, 300)
     assert cells["ours / textbook"] == (1.5, 2, 3)  # not 200 / 100 of the medians alone
     assert cells["ours / compute"] == (0.375, 0.5, 0.75)
     assert cells["data's share"] == pytest.approx((0.1, 0.1, 0.1))
     peak = [ours * flop("resnet20", "training") / 100e9 for ours in (150, 200, 300)]
     assert cells["of matmul"] == pytest.approx(tuple(peak))
-    change = summary(ROUNDS)["resnet20, fused"]["changed / as is"]
+    change = results["resnet20, fused"]["changed / as is"]
     assert change == pytest.approx((7 / 6, 5 / 4, 4 / 3))
-
-
-def test_table_is_markdown():
-    lines = markdown(summary(ROUNDS)).splitlines()
+    lines = markdown(results).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert "200 (150–300)" in lines[2] and "2.00 (1.50–3.00)" in lines[2]
-    assert "–" in lines[3] and "9.50 (9.50–9.50)" in lines[3]
+    assert "| – " in lines[3] and "9.50 (9.50–9.50)" in lines[3]
 
 
 def test_readme_tells_what_the_benchmark_recorded():
-    home = Path(__file__).parent.parent
-    readme = (home / "workshop/benchmarks/README.md").read_text(encoding="utf-8")
-    report = json.loads((home / "data/bench.json").read_text())
+    readme = (HOME / "workshop/benchmarks/README.md").read_text(encoding="utf-8")
+    report = json.loads((HOME / "data/bench.json").read_text())
     changes = [row["changed / as is"] for row in report["changes"]["results"].values()]
     recorded = ["{1:.2f} ({0:.2f}–{2:.2f})".format(*change) for change in changes]
     assert recorded == re.findall(r"\| (\d\.\d\d \(.+\)) \|", readme)
@@ -76,17 +75,8 @@ def test_rate_is_work_over_time(monkeypatch):
 
 
 def test_ctrl_c_keeps_the_whole_rounds(capsys):
-    class Process:
-        answers = iter([1.0, 2.0])
-
-        def submit(self, *job):
-            return self
-
-        def result(self):
-            if answer := next(self.answers, None):
-                return answer
-            raise KeyboardInterrupt
-
-    plan = {"row": {"a": (Process(), None)}}
-    assert take_turns(plan, 5, 1) == [{"row": {"a": 1.0}}, {"row": {"a": 2.0}}]
+    process = Mock()
+    process.submit().result.side_effect = [1.0, 2.0, KeyboardInterrupt]
+    rounds = take_turns({"row": {"a": (process, None)}}, 5, 1)
+    assert rounds == [{"row": {"a": 1.0}}, {"row": {"a": 2.0}}]
     assert "round 2 of 5 · row: a 2.00" in capsys.readouterr().out

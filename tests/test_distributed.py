@@ -5,7 +5,9 @@ killed rank takes jobs of its own, whose processes are forked and told their ran
 """
 
 import dataclasses
+import itertools
 import os
+import re
 import shlex
 import signal
 import socket
@@ -17,14 +19,14 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
+from nets import bits, outcome, small_net
 from torch import nn
 
-from resnet_lib import Batches, Normalisation, fit, get_model
+from resnet_lib import fit
 from resnet_lib.datasets import load_digits
-from resnet_lib.distributed import DataParallelTraining, Ranks, process_group
+from resnet_lib.distributed import Ranks, process_group
 from resnet_lib.runs import load_weights, read_history
 from resnet_lib.train import parser, recipe_from
-from resnet_lib.training import Training
 
 DIGITS = load_digits()
 ARGUMENTS = shlex.split(
@@ -33,11 +35,6 @@ ARGUMENTS = shlex.split(
 )
 RECIPE = recipe_from(parser().parse_args(ARGUMENTS))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-
-
-def small_net(seed=0):
-    torch.manual_seed(seed)
-    return get_model("resnet8")
 
 
 def net_without_bn(seed=0):
@@ -51,38 +48,16 @@ def train(net, run=None, **options):
     return fit(net, DIGITS, recipe, run, device="cpu", progress=False, **options)
 
 
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def first_gradient(net):
-    ranks = Ranks.here()
-    if ranks.size == 1:
-        Training(net, DIGITS, RECIPE, "cpu").step()
-    else:
-        DataParallelTraining(net, DIGITS, RECIPE, ranks, "cpu").step()
-    return torch.cat([p.grad.flatten() for p in net.parameters()])
-
-
-# --- what each rank does in the first job ---------------------------------------------
-
-
 def on_pass(net, number, action):
     """Act on one forward pass in training mode; passes are counted from 1."""
-    passes = 0
+    passes = itertools.count(1)
 
     def count(module, inputs, output):
-        nonlocal passes
-        passes += module.training
-        if module.training and passes == number:
+        if module.training and next(passes) == number:
             return action(output)
 
     net.register_forward_hook(count)
     return net
-
-
-def terminate(output):
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def complaint(error, *arguments, **options):
@@ -97,21 +72,14 @@ def job(folder):
     with process_group("cpu") as ranks:
         second = ranks.rank == 1
         seen = {"ranks": (ranks.rank, ranks.size)}
-        train_images, _ = DIGITS.split(RECIPE.validation)
-        norm = Normalisation.of(train_images.images)
-        share = ranks.batch_shard(32)
-        seen["batch"] = next(Batches(train_images, 32, norm, share=share))
         # Other weights on each rank: rank 0's have to win.
-        seen["gradient"] = first_gradient(net_without_bn(seed=ranks.rank))
-        net = net_without_bn()
-        seen["history"] = train(net, folder / "no-bn").history
-
+        seen["history"] = train(net_without_bn(ranks.rank), folder / "no-bn").history
         net = small_net()
         seen["status"] = train(net, folder / "alone").status
-        seen["weights"] = weights(net)
+        seen["bits"] = bits(net)
         net = small_net()
         if second:  # the first pass is a trial
-            on_pass(net, 8, terminate)
+            on_pass(net, 8, lambda _: os.kill(os.getpid(), signal.SIGTERM))
         result = train(net, folder / "stopped")
         seen["stopped"] = (result.status, result.iteration)
         train(small_net(seed=5), folder / "stopped")
@@ -122,9 +90,9 @@ def job(folder):
         if second:
             on_pass(net, 4, lambda output: output * torch.nan)
         seen["nan"] = complaint(FloatingPointError, net, folder / "nan")
-        net = small_net()
-        change = {"lr": 0.2}
+        net, change = small_net(), {"lr": 0.2}
         seen["other"] = complaint(ValueError, net, folder / "alone", change=change)
+        seen["one"] = complaint(ValueError, net, folder / "one")
         (folder / "file").touch()
         seen["unwritable"] = complaint(OSError, net, folder / "file" / "run")
         seen["odd"] = complaint(ValueError, net, change={"batch_size": 33})
@@ -132,9 +100,6 @@ def job(folder):
         seen["sum"] = ranks.all_reduce(torch.tensor(ranks.rank + 1.0))
         torch.save(seen, folder / f"rank-{ranks.rank}.pt")
         del net
-
-
-# --- starting jobs --------------------------------------------------------------------
 
 
 def training(folder, *options):
@@ -155,15 +120,13 @@ def both(tmp_path_factory):
     if sys.platform != "linux":
         pytest.skip("gloo on several processes is tried on Linux")
     folder = tmp_path_factory.mktemp("job")
+    train(small_net(), folder / "one", max_minutes=1e-9)
     command = [sys.executable, *TORCHRUN, __file__, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # An abort at the exit would show here.
     subprocess.run(command, env=environment, check=True, timeout=180)
     paths = [folder / f"rank-{rank}.pt" for rank in (0, 1)]
     return folder, [torch.load(path, weights_only=True) for path in paths]
-
-
-# --- shares ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "size"), [(128, 2), (7, 3), (1, 4), (10, 1)])
@@ -174,78 +137,28 @@ def test_shares_are_contiguous_and_whole(count, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("batch", "ranks", "remedy"),
-    [(128, 3, "126 or 129"), (2, 4, "4"), (7, 8, "8"), (9, 8, "8 or 16")],
-)
-def test_batch_that_does_not_divide_says_the_remedy(batch, ranks, remedy):
-    told = f"{batch} does not divide into {ranks} .* a batch size of {remedy}, or start"
-    with pytest.raises(ValueError, match=told):
-        Ranks(0, ranks).batch_shard(batch)
-    for size in map(int, remedy.split(" or ")):
-        assert Ranks(0, ranks).batch_shard(size) == slice(0, size // ranks)
+def test_batch_that_does_not_divide_says_the_remedy(refused):
+    remedies = {(128, 3): "126 or 129", (2, 4): "4", (7, 8): "8", (9, 8): "8 or 16"}
+    for (batch, ranks), sizes in remedies.items():
+        told = f"{batch} does not .* {ranks} .* a batch size of {sizes}, or start"
+        refused(told, Ranks(0, ranks).batch_shard, batch)
+        for size in map(int, sizes.split(" or ")):
+            assert Ranks(0, ranks).batch_shard(size) == slice(0, size // ranks)
 
 
-def test_one_process_is_alone(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with process_group() as ranks:
-        assert ranks == Ranks.here() == Ranks(0, 1) and ranks.first
-        assert ranks.any_rank(True, False) == [True, False]
-        assert ranks.on_rank_zero(lambda: 3) == 3
-    assert not torch.distributed.is_initialized()
-
-
-def test_each_rank_makes_its_half_of_the_same_batch(both):
-    _, seen = both
-    train_images, _ = DIGITS.split(RECIPE.validation)
-    norm = Normalisation.of(train_images.images)
-    images, labels = next(Batches(train_images, 32, norm))
-    halves = [rank["batch"] for rank in seen]
-    assert [len(labels) for _, labels in halves] == [16, 16]
-    assert torch.equal(torch.cat([half[0] for half in halves]), images)
-    assert torch.equal(torch.cat([half[1] for half in halves]), labels)
-
-
-# --- the same training ----------------------------------------------------------------
-
-
-def test_gradients_are_those_of_the_whole_batch(both):
-    _, (first, second) = both
-    assert torch.equal(first["gradient"], second["gradient"])
-    alone = first_gradient(net_without_bn())
-    torch.testing.assert_close(first["gradient"], alone, rtol=1e-4, atol=1e-6)
-
-
-def test_history_is_that_of_one_process(both, tmp_path):
+def test_history_and_weights_are_those_of_one_training(both, tmp_path):
     folder, (first, second) = both
+    assert (first["ranks"], second["ranks"]) == ((0, 2), (1, 2))
     alone = train(net_without_bn(), tmp_path).history
     kept = read_history(folder / "no-bn" / "history.csv")
     for rows in (first["history"], second["history"], kept):
         assert len(rows) == len(alone) == 6
         for ours, theirs in zip(rows, alone, strict=True):
-            ours, theirs = ({**row, "seconds": 0} for row in (ours, theirs))
+            theirs = {**theirs, "seconds": ours["seconds"]}
             assert ours == pytest.approx(theirs, rel=1e-3, nan_ok=True)
-
-
-def test_weights_are_equal_on_all_ranks(both):
-    folder, (first, second) = both
-    assert (first["ranks"], second["ranks"]) == ((0, 2), (1, 2))
-    assert first["status"] == second["status"] == "finished"
-    assert torch.equal(first["weights"], second["weights"])
-    net = small_net()
-    net.load_state_dict(load_weights(folder / "alone" / "weights.pt"))
-    assert torch.equal(weights(net), first["weights"])
-
-
-# --- stopping, and errors on one rank -------------------------------------------------
-
-
-def same_run(*folders):
-    ours, theirs = (load_weights(folder / "weights.pt") for folder in folders)
-    histories = [read_history(folder / "history.csv") for folder in folders]
-    rows = [str([{**row, "seconds": 0} for row in rows]) for rows in histories]
-    equal = all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    return equal and rows[0] == rows[1]  # NaN equals NaN in text
+    weights = bits(load_weights(folder / "alone" / "weights.pt"))
+    for rank in (first, second):
+        assert rank["status"] == "finished" and torch.equal(rank["bits"], weights)
 
 
 def test_signal_or_clock_of_one_rank_stops_all_at_one_iteration(both):
@@ -253,7 +166,7 @@ def test_signal_or_clock_of_one_rank_stops_all_at_one_iteration(both):
     for rank in seen:
         assert rank["stopped"] == ("interrupted", 7)
         assert rank["late"] == ("out of time", 1)
-    assert same_run(folder / "stopped", folder / "alone")  # it went on to its end
+    assert outcome(folder / "stopped") == outcome(folder / "alone")  # it went on
 
 
 def test_error_of_one_rank_reaches_all(both):
@@ -261,23 +174,12 @@ def test_error_of_one_rank_reaches_all(both):
     for key, words in {
         "nan": "The loss is nan at iteration 5",
         "other": "lr = 0.1, not 0.2",
-        "unwritable": "cannot be written",
+        "one": "begun with 1 process, not 2, .* Go on with 1 process, or",
+        "unwritable": "cannot be written: .* Choose another",
         "odd": "33 does not divide into 2 equal shares",
     }.items():
-        assert words in first[key] and first[key] == second[key]
+        assert re.search(words, first[key]) and first[key] == second[key]
     assert first["sum"] == second["sum"] == (torch.tensor(3.0),)
-
-
-def test_refusal_ends_the_job_with_a_sentence(both):
-    folder, _ = both
-    for rank, process in enumerate(training(folder / "alone", "--seed", "1")):
-        code, said = process.end()
-        assert code == 1 and "Finished" not in said
-        assert f"resnet_lib.train (rank {rank}): " in said
-        assert "seed = 0, not 1. Choose another folder" in said
-
-
-# --- a killed rank --------------------------------------------------------------------
 
 
 def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path, refused):
@@ -293,22 +195,17 @@ def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path, refused):
     assert "Another process of this training ended" in said
     assert "The same command goes on from the last checkpoint" in said
 
-    words = "begun with 2 processes, not 1.*Go on with 2 processes"
-    refused(words, train, small_net(), folder)
+    refused("begun with 2 processes.*Go on with 2", train, small_net(), folder)
     first, second = training(folder)
     assert first.end()[0] == second.end()[0] == 0
     assert "Finished" in first.end()[1]
-    assert same_run(folder, both[0] / "alone")
+    assert outcome(folder) == outcome(both[0] / "alone")
 
-
-def test_run_of_one_process_is_not_gone_on_with_by_two(tmp_path, monkeypatch):
-    train(small_net(), tmp_path, max_minutes=1e-9)
-    monkeypatch.setattr(Ranks, "here", lambda: Ranks(0, 2))
-    monkeypatch.setattr(Ranks, "on_rank_zero", lambda ranks, action: action())
-    monkeypatch.setattr(Ranks, "wrap", lambda ranks, model, images: model)
-    monkeypatch.setattr(DataParallelTraining, "evaluate", Training.evaluate)
-    with pytest.raises(ValueError, match=r"begun with 1 process, not 2.*Go on with 1"):
-        train(small_net(), tmp_path)
+    for rank, process in enumerate(training(folder, "--seed", "1")):
+        code, said = process.end()
+        assert code == 1 and "Finished" not in said
+        assert f"resnet_lib.train (rank {rank}): " in said
+        assert "seed = 0, not 1. Choose another folder" in said
 
 
 if __name__ == "__main__":
