@@ -22,7 +22,6 @@ from resnet_lib.runs import (
     load_run,
     longest_study,
     recorded_runs,
-    runs_table,
 )
 from workshop import results
 
@@ -172,15 +171,6 @@ def test_a_run_or_a_snapshot_is_found_or_the_others_are_named(tmp_path, refused)
     refused(r"choose from \[0, 500", run.model, 7)
     refused("There are: .*resnet18-digits", load_run, "resnet19", error=KeyError)
     refused("There are: none", load_run, "resnet19", tmp_path, error=KeyError)
-
-
-def test_table_has_a_row_per_run():
-    table = runs_table(RUNS).set_index("run")
-    assert table.index.tolist() == list(RUNS)
-    assert table["model"].tolist() == [run.about["model"] for run in RUNS.values()]
-    table = table["test error (%)"]
-    for name, run in RUNS.items():
-        assert table[name] == round(100 * run.final["test_error"], 2)
 
 
 def test_a_network_of_each_kind_comes_back(tmp_path):

@@ -58,7 +58,7 @@ def test_scaled_moves_the_steps_and_nothing_else():
 
 NOT_INSIDE = [(), (20, 50), (0,), (64_000,)]  # milestones without one peak
 BAD_RECIPES = {
-    "above 0": [{name: 0} for name in ABOVE_ZERO],
+    "1 or more|above 0": [{name: 0} for name in ABOVE_ZERO],
     "less than 1": [{name: 1.0} for name in ("momentum", "label_smoothing")],
     "rising order": [{"milestones": (5, 3)}, {"small_until": (3, 1)}],
     "from 0 to the end": [{"small_until": (64_001,)}],
@@ -107,8 +107,8 @@ def test_evaluation_is_exact_whatever_the_batch_size_and_leaves_every_mode():
         part = evaluate(net, DATA.test, norm, batch_size=size)
         assert part.loss == pytest.approx(whole.loss, rel=1e-5)
         assert part.error == whole.error
-    assert (whole.confusion.sum(1) == torch.bincount(DATA.test.labels)).all()
-    assert whole.confusion.trace() == round(count * (1 - whole.error))
+    right = (whole.predictions == DATA.test.labels).sum()
+    assert whole.error == pytest.approx(1 - right.item() / count)
     stop = net.fc.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(net, DATA.test, norm)  # stopped in the middle
