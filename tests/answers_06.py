@@ -224,7 +224,7 @@ def with_fraction(recipe, k):
 check_scaled_recipe = {
     "✓": [
         scaled,
-        lambda r, k: scale(r, k, lr=r.lr / r.batch_size * (k * r.batch_size)),
+        lambda r, k: scale(r, k, lr=k / (1 / r.lr)),  # 0.15 where k * lr rounds up
         lambda r, k: scale(r, k, iterations=np.int64(r.iterations // k)),
     ],
     "got dict": lambda r, k: dataclasses.asdict(scaled(r, k)),
