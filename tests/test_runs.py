@@ -12,7 +12,7 @@ import pytest
 import torch
 from nets import DATA
 
-from resnet_lib import PAPER, QUICK, SMOOTHED, ResNet, fit
+from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, ResNet, fit
 from resnet_lib.paths import data_home
 from resnet_lib.runs import (
     COLUMNS,
@@ -50,8 +50,8 @@ def test_the_recipes_reach_91_percent_and_quick_with_every_one_of_five_seeds():
 @pytest.mark.parametrize("name", RUNS)
 def test_recorded_run_is_whole(name, refused):
     run = RUNS[name]
-    assert run.finished
-    assert "-dirty" not in run.environment["commit"]
+    assert run.finished and "-dirty" not in run.environment["commit"]
+    assert Recipe(**run.recipe).iterations == run.final["iteration"]
     for column in ("iteration", "seconds"):
         assert run.history[column].is_monotonic_increasing
     assert not math.isnan(run.final["test_error"])
