@@ -5,6 +5,7 @@ import math
 import shutil
 import statistics
 import subprocess
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 import torch
 from nets import DATA
 
-from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, ResNet, fit
+from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, ResNet, fit, runs
 from resnet_lib.paths import data_home
 from resnet_lib.runs import (
     COLUMNS,
     _tree,
+    describe_environment,
     histories,
     history_text,
     load_run,
@@ -64,7 +66,7 @@ def test_recorded_run_is_whole(name, refused):
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-def test_a_folder_has_the_name_that_git_gives_it(tmp_path):
+def test_a_folder_has_the_name_that_git_gives_it(tmp_path, monkeypatch):
     for name in ("a/x.py", "a.py", "a-b.py", "b/c/y.py", "b/__pycache__/y.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -73,6 +75,9 @@ def test_a_folder_has_the_name_that_git_gives_it(tmp_path):
         git = ["git", "-C", tmp_path, *work.split()]
         said = subprocess.check_output(git, text=True)
     assert said.strip() == ours
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))  # as where there is no git
+    commit = describe_environment("cpu", "")["commit"]
+    assert commit == f"tree {_tree(Path(runs.__file__).parent).hex()[:12]}"
 
 
 @pytest.fixture
