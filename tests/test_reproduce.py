@@ -133,16 +133,12 @@ ONE_RUN = [
     ("sed = 3", "no key 'sed'. Write seed", "seed = 3"),
     ("turbo = 3", "no key 'turbo'. Choose from", ""),
     ('shortcut = "D"', "shortcut", 'shortcut = "A"'),
-    ('recipe = "best"', 'Choose from "paper", "quick"', ""),
-    ('seed = "3"', "as in seed = 3.", "seed = 3"),
-    ("seed = true", "as in seed = 0.", "seed = 0"),
-    ('nesterov = "false"', "true or false, without quotes, as in", "nesterov = false"),
+    ('recipe = "best"', "choose from 'paper', 'quick'", ""),
     ('snapshots = "no"', "as in snapshots = true.", "weights = true"),
-    ("iterations = 20.0", "a whole number, as in iterations = 20.", "iterations = 20"),
-    ('lr = "0.3"', "as in lr = 0.3.", "lr = 0.3"),
-    ("lr = -1", "number above 0", "lr = 1"),
-    ("milestones = 30", "as in milestones = [32000, 48000].", "milestones = [32, 48]"),
-    ("iterations = 20, milestones = [30]", "Leave them out, and", "iterations = 20"),
+    ("iterations = 20.0", "iterations is 20.0: give a whole number", "iterations = 20"),
+    ('lr = "0.3"', "lr is '0.3': give a finite number", "lr = 0.3"),
+    ("milestones = 30", "several whole numbers", "milestones = [32, 48]"),
+    ("iterations = 20, milestones = [30]", "to the end, 20, as", "iterations = 20"),
     ('data = "mnist"', "Choose from cifar10, cifar100", ""),
     ('data = ""', "data '' is neither a set", ""),
     ("small_until = [9], small_size = [64]", "32 pixels a side", "lr = 1"),
@@ -152,7 +148,7 @@ ONE_RUN = [
 ONE_RUN = [(f"{RUN}, {bad}", words, f"{RUN}, {good}") for bad, words, good in ONE_RUN]
 ONE_RUN += [
     ('recipe = "paper"', f"as in {RUN}", RUN),
-    ("model = 20", f"text in quotes, as in {RUN}", RUN),
+    ("model = 20", f"model = 20: write it as in {RUN}", RUN),
     ('model = "resnet19"', "Try 14 or 20", RUN),
 ]
 PLAN = f"runs = [{{{RUN}, {SAME}}}, {{%s}}]"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from resnet_lib.inputs import one_of
 from resnet_lib.paths import expanded
 from resnet_lib.recipe import SEQUENCES, Recipe
 from resnet_lib.resnet import get_model
@@ -37,16 +38,6 @@ KEYS = {
     "data": "cifar10",
     "snapshots": True,
     "weights": True,
-}
-# An example of every key, and by it the kind of value that the key takes.
-EXAMPLES = KEYS | {name: field.default for name, field in FIELDS.items()}
-EXAMPLES["warmup_lr"] = 0.01
-KINDS = {
-    str: "text in quotes",
-    bool: "true or false, without quotes",
-    int: "a whole number",
-    float: "a number",
-    tuple: "whole numbers in brackets",
 }
 
 
@@ -122,7 +113,7 @@ def read_plan(path: Path | str) -> list[Planned]:
     with _named(path):
         defaults, entries = _tables(_parsed(Path(path)))
         with _named("defaults"):
-            _check_keys(defaults)
+            _check_known(defaults, [*KEYS, *FIELDS])
         for number, entry in enumerate(entries, 1):
             with _named(f"run {number}, {_toml(entry)}"):
                 run = _planned(defaults, entry)
@@ -203,35 +194,6 @@ def _check_known(table: dict, known: Iterable[str]) -> None:
             )
 
 
-def _check_keys(entry: dict) -> None:
-    """Raise ValueError for a key that is unknown, or whose value is of another kind."""
-    _check_known(entry, EXAMPLES)
-    for key, value in entry.items():
-        kind = type(EXAMPLES[key])
-        if not _is(value, kind):
-            meant = _meant(value, kind)
-            example = EXAMPLES[key] if meant is None else meant
-            raise ValueError(
-                f"{key} = {_toml(value)}: give {KINDS[kind]}, as in "
-                f"{key} = {_toml(example)}."
-            )
-
-
-def _is(value: object, kind: type) -> bool:
-    if kind is tuple:
-        return isinstance(value, list) and all(type(step) is int for step in value)
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _meant(value: object, kind: type) -> object:
-    """3 for "3" or 3.0, false for "False"; None where nothing can be guessed."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        value = tomllib.loads(f"value = {str(value).lower().removesuffix('.0')}")[
-            "value"
-        ]
-    return value if _is(value, kind) else None
-
-
 def _toml(value: object) -> str:
     """A value as a plan would spell it."""
     if isinstance(value, dict):
@@ -241,16 +203,16 @@ def _toml(value: object) -> str:
 
 
 def _planned(defaults: dict, entry: dict) -> Planned:
-    _check_keys(entry)
+    _check_known(entry, [*KEYS, *FIELDS])
     entry = defaults | entry
     own = {key: entry.pop(key) for key in KEYS if key in entry}
+    for key, value in own.items():
+        if type(value) is not type(KEYS[key]):
+            example = f"{key} = {_toml(KEYS[key])}"
+            raise ValueError(f"{key} = {_toml(value)}: write it as in {example}.")
     if "model" not in own:
         raise ValueError('there is no model. Name one, as in model = "resnet20".')
-    base = own.pop("recipe", "paper")
-    if base not in RECIPES:
-        raise ValueError(
-            f"unknown recipe {base!r}. Choose from {', '.join(map(_toml, RECIPES))}."
-        )
+    base = one_of("recipe", own.pop("recipe", "paper"), RECIPES)
     data = own.get("data", "cifar10")
     check_data(data)
     own["weights"] = own.get("weights", own.get("snapshots", False))
@@ -262,13 +224,4 @@ def _planned(defaults: dict, entry: dict) -> Planned:
 def _recipe(base: str, fields: dict) -> Recipe:
     standard = RECIPES[base]
     end = fields.get("iterations", standard.iterations)
-    try:
-        return dataclasses.replace(standard.scaled(end), **fields)
-    except ValueError as error:
-        for name in ("milestones", "small_until"):
-            if any(not 0 <= step <= end for step in fields.get(name, ())):
-                raise ValueError(
-                    f"{name} = {fields[name]} must lie between 0 and the end, {end}. "
-                    "Leave them out, and they move along with iterations."
-                ) from error
-        raise ValueError(str(error).replace("Recipe.", "")) from error
+    return dataclasses.replace(standard.scaled(end), **fields)
