@@ -117,7 +117,7 @@ def check_scaled_recipe(scale: Callable[[Recipe, int], Recipe]) -> str:
     other = Recipe(iterations=900, milestones=(450, 600), lr=0.05, batch_size=32)
     right = dataclasses.replace(other.scaled(300), batch_size=96, lr=0.05 * 3)
     found = scale(other, 3)
-    # However it was computed: 0.05 / 32 * 96 is another float than 0.05 * 3.
+    # However it was computed: 3 / (1 / 0.05) is another float than 0.05 * 3.
     if not near(found.lr, right.lr) or dataclasses.replace(found, lr=right.lr) != right:
         raise Hint(
             "right for this recipe and k = 4, wrong for a recipe of 900 updates and "
