@@ -1,4 +1,9 @@
+import os
+
 import pytest
+
+# Before PyTorch is loaded: another number of threads rounds to other bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take long begin first, so that no worker waits for another at the end.
 FIRST = ["training", "reproduce", "distributed", "engine", "checks_07", "blocks"]
