@@ -24,20 +24,21 @@ def _hung_on(module: nn.Module) -> list[object]:
     return hooks + [v for k, v in own if callable(getattr(type(module), k, None))]
 
 
-def _layers(model: nn.Module) -> list[str]:
-    """Its layers, their classes and options, and what is hung on them; the code, too,
-    of classes that are neither PyTorch's nor ours."""
-    told = [str(model)]
+def network_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits of its layers, their options, what is hung on them, frozen
+    weights, and the code of classes that are neither PyTorch's nor ours."""
+    about = [str(model)]
     for module in model.modules():
         for kind in type(module).__mro__:
-            told.append(f"{kind.__module__}.{kind.__qualname__}")
+            about.append(f"{kind.__module__}.{kind.__qualname__}")
             if kind.__module__.split(".")[0] not in LIBRARIES:
-                told += map(_code, vars(kind).values())
-        told += map(_code, _hung_on(module))
+                about += map(_code, vars(kind).values())
+        about += map(_code, _hung_on(module))
         for name, value in vars(module).items():
             if name != "training" and isinstance(value, str | int | float):
-                told.append(f"{name} {value}")
-    return told
+                about.append(f"{name} {value}")
+    about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
 def _code(member: object) -> str:
@@ -46,14 +47,6 @@ def _code(member: object) -> str:
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
     except (TypeError, OSError, SyntaxError):  # no function, typed at a prompt, lambda
         return getattr(member, "__qualname__", type(member).__name__)
-
-
-def network_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits of its layers, the shapes of its weights, and which of them
-    are frozen."""
-    told = _layers(model)
-    told += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 def describe(model: nn.Module) -> dict | None:
@@ -66,9 +59,17 @@ def describe(model: nn.Module) -> dict | None:
         return None
     with torch.device("meta"):  # no memory, and no random number is drawn
         twin = ResNet(**model.config)
-    vars(twin).update({k: v for k, v in vars(model).items() if k not in vars(twin)})
-    if _layers(model) != _layers(twin) or model.stages != twin.stages:
+    if str(model) != str(twin):
         return None
+    for module, other in zip(model.modules(), twin.modules(), strict=True):
+        # What `str` does not tell: a class of the same name, a hook, a method hung on a
+        # layer, the stride of shortcut A.
+        if type(module) is not type(other) or _hung_on(module):
+            return None
+        for name, value in vars(other).items():
+            public = name != "training" and not name.startswith("_")
+            if public and vars(module).get(name) != value:
+                return None
     config = json.loads(json.dumps(model.config, default=int))  # numpy's numbers too
     return {"class": "ResNet", **config}
 

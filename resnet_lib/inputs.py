@@ -88,7 +88,7 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         choice = ", ".join(map(repr, choices))
         raise ValueError(f"{name} is {value!r}: choose from {choice}.")
-    return str(value)
+    return next(choice for choice in choices if choice == value)  # plain text
 
 
 def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:

@@ -152,8 +152,8 @@ def load(name: str) -> Dataset:
     source = CIFAR10 if name == "cifar10" else CIFAR100
     while os.environ.get("LOCAL_RANK", "0") != "0" and find(source) is None:
         time.sleep(1)
-    fetch = getattr(datasets, f"load_{name}")
-    return fetch(download=True)  # which is quick where it is on disk
+    # Quick where it is on disk.
+    return getattr(datasets, f"load_{name}")(download=True)
 
 
 # --- the command ----------------------------------------------------------------------

@@ -4,6 +4,7 @@ A sentence names what is wrong in this case and a remedy, and the tests follow i
 """
 
 import copy
+import enum
 import errno
 import itertools
 import json
@@ -138,6 +139,9 @@ def test_the_remedies_for_a_recipe_work(refused):
         assert replace(PAPER, milestones=steps).milestones == (3, 9)
     for none in ([], np.array([]), range(0)):
         assert replace(PAPER, milestones=none).milestones == ()
+    named = enum.Enum("Schedule", {"STEPS": "steps"}, type=str).STEPS
+    for text in (named, np.str_("steps")):
+        assert str(replace(QUICK, schedule=text).schedule) == "steps"
     refused("and 2 iterations or more", QUICK.scaled, 1)
     for recipe in (QUICK, replace(QUICK, milestones=(23_999,))):  # the peak is inside
         assert recipe.scaled(2).milestones == (1,)
