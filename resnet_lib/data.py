@@ -121,8 +121,7 @@ class Dataset:
         Returns (training, validation), with None for a validation set of 0. CIFAR-10's
         files are shuffled already, so the last images are a fair sample.
         """
-        count = len(self.train)
-        whole_number(f"validation, of {count} images,", validation, 0, count - 1)
+        validation = whole_number("validation", validation, 0, len(self.train) - 1)
         if validation == 0:
             return self.train, None
         return self.train[:-validation], self.train[-validation:]
@@ -295,10 +294,10 @@ class Batches:
         if len(data) == 0:
             raise ValueError("There are no images to draw from. Give 1 or more.")
         # A batch far above the set would never be full.
-        count = len(data)
-        whole_number(f"batch_size, of {count} images,", batch_size, 1, 1_000 * count)
+        most = 1_000 * len(data)
+        self.batch_size = whole_number("batch_size", batch_size, 1, most)
         self.labels = data.labels
-        self.batch_size, self.share = batch_size, share
+        self.share = share
         self.augment = Augmenter(data.images, normalisation)
         self.generator = torch.Generator().manual_seed(seed)
         self._new_epoch()

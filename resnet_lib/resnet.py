@@ -147,8 +147,8 @@ def get_model(
             f"Unknown architecture {name!r}: use resnet18, resnet20, 32, 44, 56 or "
             "110, or plain in place of resnet."
         )
-    whole_number("classes", classes, 1)
-    whole_number("in_channels", in_channels, 1)
+    classes = whole_number("classes", classes, 1)
+    in_channels = whole_number("in_channels", in_channels, 1)
     kind, depth = match[1], int(match[2])
     if kind == "plain" and shortcut is not None:
         raise ValueError(f"{name} has no shortcuts: leave `shortcut` out.")

@@ -91,7 +91,7 @@ def evaluate(
     check_type("model", model, nn.Module)
     check_type("data", data, Images, ", such as data.test")
     check_type("normalisation", normalisation, Normalisation, ".of(train.images)")
-    whole_number("batch_size", batch_size, 1)
+    batch_size = whole_number("batch_size", batch_size, 1)
     if profile is None:
         some = next(model.parameters(), torch.empty(0))
         profile = device_profile("fp32", str(some.device))

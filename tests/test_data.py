@@ -363,6 +363,10 @@ def test_what_a_set_takes_and_tells(refused):
     images = Images(PIXELS, LABELS - 1)  # two remedies for labels out of place
     assert Dataset("mine", TEN, images[images.labels >= 0], GOOD)
     assert Dataset("mine", TEN, Images(PIXELS, LABELS + 1 - 1), GOOD)
+    # Of few bits: -15 would wrap around, and so would the end of a batch.
+    assert len(MINE.split(np.uint8(15))[1]) == 15
+    batches = Batches(GOOD, np.int8(100), Normalisation.of(PIXELS))
+    assert [len(y) for _, (_, y) in zip(range(3), batches, strict=False)] == [100] * 3
     for validation in (20, -5, 0.1, 4.0, "4", None):
         refused("give a whole number from 0 to 19", MINE.split, validation)
 

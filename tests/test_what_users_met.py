@@ -201,7 +201,7 @@ BAD_CALLS = [  # arguments of fit, and what is said
     ({"model": Answers(lambda x: x[:, :, None])}, r"of shape \(1, 10, 1\)\. Let"),
     (
         {"recipe": replace(SHORT, batch_size=10**8)},
-        "batch_size, of 24 images, is 100000000: give a whole number from 1 to 24000",
+        "batch_size is 100000000: give a whole number from 1 to 24000",
     ),
     *(
         ({"recipe": replace(LOUD, **{name: 1e30})}, rf"Lower the recipe's {name}\.$")
