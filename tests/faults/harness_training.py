@@ -30,6 +30,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from pathlib import Path
 import pytest
 import sklearn.datasets  # noqa: F401  loaded here, and so in every fork
 import torch
+from tqdm import tqdm
 
 from resnet_lib import checkpoints, datasets, train
 from resnet_lib.runs import load_weights, read_history
@@ -123,6 +125,9 @@ class Sitting:
         for number, end in enumerate(ends, start=1):
             os.dup2(end, number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        # A lock of its own: a process killed while it draws its bar would keep the one
+        # that all forks share, and the next would wait for it for ever.
+        tqdm.set_lock(threading.RLock())
         before()
         sys.exit(train.main(arguments))
 
