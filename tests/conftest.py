@@ -6,7 +6,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take long begin first, so that no worker waits for another at the end.
-FIRST = ["training", "reproduce", "distributed", "engine", "checks_07", "blocks"]
+FIRST = ["run_folder", "training", "reproduce", "distributed", "checks_07", "blocks"]
 
 
 def pytest_collection_modifyitems(items: list) -> None:

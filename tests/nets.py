@@ -8,9 +8,9 @@ from resnet_lib.runs import load_weights, read_history
 DRAW = torch.Generator().manual_seed(0)
 
 
-def small_net(seed=0):
+def small_net(seed=0, **options):
     torch.manual_seed(seed)
-    return get_model("resnet8")
+    return get_model("resnet8", **options)
 
 
 def pictures(count):
@@ -19,6 +19,11 @@ def pictures(count):
 
 
 DATA = Dataset("random", tuple("abcdefghij"), pictures(50), pictures(20))
+
+
+def changed(net, change):
+    change(net)
+    return net
 
 
 def bits(weights):

@@ -181,7 +181,8 @@ CASES = {
     "small_until": [{"small_until": (u,), "small_size": (4,)} for u in (1, 2)],
     "small_size": [{"small_until": (1, 2), "small_size": s} for s in [(4, 6), (6, 4)]],
     "warmup_lr": [{"warmup_lr": lr, "warmup_error": 0.0} for lr in (0.01, 0.4)],
-    "warmup_error": [{"warmup_lr": 0.01, "warmup_error": e} for e in (1.1, 0.7)],
+    # At three in four, which the second update reaches, it is not below yet (§4.2).
+    "warmup_error": [{"warmup_lr": 0.01, "warmup_error": e} for e in (1.1, 0.75)],
     "validation": [{"validation": 0}, {"validation": 7}],
     "per_pixel_mean": [{"per_pixel_mean": True, "lr": 1e-4}],
     "black_border": [
@@ -219,15 +220,5 @@ def test_fit_arrives_where_pencil_and_paper_do(field, change):
 
 def test_every_field_has_its_case():
     fields = {field.name for field in dataclasses.fields(Recipe)}
+    # Of the precision test_training.py has a plain loop, to the last bit.
     assert fields == CASES.keys() | {"precision"}
-
-
-def test_precision_is_what_the_recipe_says():
-    """bf16 keeps 8 bits of the mantissa: near those numbers, and not at them."""
-    exact, rounded = (
-        by_the_library(dataclasses.replace(BASE, precision=precision))[1]
-        for precision in ("fp32", "bf16")
-    )
-    for ours, theirs in zip(rounded, exact, strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.02)
-        assert ours["train_loss"] != theirs["train_loss"]

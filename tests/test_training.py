@@ -1,122 +1,246 @@
-import dataclasses
-import hashlib
-import io
+"""A recipe and a call that can be carried out, and one update: as a plain loop does it,
+and as a GPU would replay it.
+
+No GPU is needed. A recorder that simply runs the step again stands in for CUDA graphs;
+what it cannot show, that a step never waits for the device and never moves a tensor,
+is shown on the CPU.
+"""
+
+import copy
+import enum
 import itertools
-import math
-import shlex
-import shutil
-import signal
 import sys
 import time
-from types import SimpleNamespace
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from nets import DATA, bits, outcome, small_net
+import torch.nn.functional as F
+from nets import DATA, bits, small_net
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, evaluate, fit, get_model
-from resnet_lib.checkpoints import RunFolder, _to_bytes
-from resnet_lib.data import Normalisation
-from resnet_lib.device import device_profile
-from resnet_lib.fit import expected_minutes, stop_requests
-from resnet_lib.recipe import ABOVE_ZERO, learning_rate_at
-from resnet_lib.runs import Run, load_run
-from resnet_lib.train import main, parser, recipe_from
+from resnet_lib import Batches, Normalisation, ResNet, evaluate, fit
+from resnet_lib import device as devices
+from resnet_lib.fit import expected_minutes
+from resnet_lib.recipe import PAPER, QUICK, SMOOTHED, Recipe, learning_rate_at
+from resnet_lib.runs import Run, load_run, read_json
+from resnet_lib.train import parser, recipe_from
 from resnet_lib.training import Training
 
-SHORT = dataclasses.replace(
-    PAPER.scaled(24),
-    batch_size=16,
-    validation=10,
-    log_every=4,
-    eval_every=12,
-    precision="fp32",
+RECIPE = replace(
+    PAPER.scaled(8), batch_size=16, validation=0, precision="fp32", log_every=4
 )
+NORM = Normalisation.of(DATA.train.images)
 
+# --- a recipe is checked when it is made ----------------------------------------------
 
 RECORDED = {
     "resnet18-paper-64k": PAPER,
     "resnet18-smoothed-32k": SMOOTHED.scaled(32_000),
-    "resnet18-quick-24k-bf16": dataclasses.replace(QUICK, precision="bf16"),
+    "resnet18-quick-24k-bf16": replace(QUICK, precision="bf16"),
 }
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_a_named_recipe_is_what_the_recorded_runs_carried_out(name):
-    assert Recipe(**load_run(name).recipe) == RECORDED[name]
+def test_a_named_recipe_is_what_the_recorded_runs_carried_out():
+    for name, recipe in RECORDED.items():
+        assert Recipe(**load_run(name).recipe) == recipe
 
 
 def test_scaled_moves_the_steps_and_nothing_else():
     moved = {"milestones": (2_400,), "small_until": (4_200, 9_600)}
-    half = dataclasses.replace(QUICK, iterations=12_000, **moved)
+    half = replace(QUICK, iterations=12_000, **moved)
     assert QUICK.scaled(12_000) == half
     options = ["--recipe=quick", "--iterations=12000", "--lr=1"]  # as the command does
-    recipe = recipe_from(parser().parse_args(options))
-    assert recipe == dataclasses.replace(half, lr=1)
+    assert recipe_from(parser().parse_args(options)) == replace(half, lr=1)
     assert learning_rate_at(12_001, half) == 0  # past the end it does not rise again
 
 
-NOT_INSIDE = [(), (20, 50), (0,), (64_000,)]  # milestones without one peak
-BAD_RECIPES = {
-    "1 or more|above 0": [{name: 0} for name in ABOVE_ZERO],
-    "less than 1": [{name: 1.0} for name in ("momentum", "label_smoothing")],
-    "rising order": [{"milestones": (5, 3)}, {"small_until": (3, 1)}],
-    "from 0 to the end": [{"small_until": (64_001,)}],
-    "for each of small_until": [{"small_until": (9,), "small_size": (8, 8)}],
-    "of pixels, 1 or more": [{"small_until": (9,), "small_size": (0,)}],
-    "its peak": [{"schedule": "triangular", "milestones": m} for m in NOT_INSIDE],
-}
+WHOLE, NUMBER, FLOAT = "give a whole number", "a finite number", "give what float32"
+SEVERAL = r"give several whole numbers, as in \(10, 20\)"
+BAD_FIELDS = [  # a field, what is said of it, and the values that it is said of
+    ("iterations", f"{WHOLE}, 1 or more", 3906.25, 3.5, True, "64000", 0),
+    ("batch_size", f"{WHOLE}, 1 or more", 8.0, 0),
+    ("log_every", f"{WHOLE}, 1 or more", -2.5, 0),
+    ("eval_every", f"{WHOLE}, 1 or more", None, 0),
+    ("validation", f"{WHOLE}, 0 or more", 0.1, -5),
+    ("lr", NUMBER, b"0.1", np.True_, np.nan, 10**400, torch.ones(2)),
+    ("lr", "give a number above 0", 0),
+    ("weight_decay", "give 0 or more", -1e-4),
+    *((name, FLOAT, 1e300) for name in ("lr", "warmup_lr", "weight_decay")),
+    ("warmup_lr", "give a number above 0", 0, -1),
+    ("momentum", r"give 0 \(off\) or less than 1", 1.0),
+    ("label_smoothing", r"give 0 \(off\) or less than 1", 1.0),
+    ("nesterov", "give True or False", "false"),
+    ("milestones", SEVERAL, 5, "57", {10: 0.1}, {10, 20}, b"\5", itertools.count()),
+    ("milestones", rf"\[1\] is .*: {WHOLE}, 0 or more", (1, 1.5), (1, -1)),
+    *((name, "in rising order", (5, 3)) for name in ("milestones", "small_until")),
+    ("small_until", "from 0 to the end, 64000", (64_001,)),
+    ("schedule", "choose from 'steps', 'tri", 3, np.array(["steps"]), Path("steps")),
+    ("precision", "choose from 'auto', 'bf16', 'tf32', 'fp32'", "fp8"),
+    ("seed", rf"{WHOLE}, 0 or more, below 2\*\*63", "3", -1, 2**63),
+]
+BAD_PAIRS = [  # what is said, and fields that cannot be had together
+    ("nesterov needs a momentum above 0", {"momentum": 0, "nesterov": True}),
+    ("for each of small_until", {"small_until": (9,), "small_size": (8, 8)}),
+    ("of pixels, 1 or more", {"small_until": (9,), "small_size": (0,)}),
+    *(
+        ("has one, its peak", {"schedule": "triangular", "milestones": peaks})
+        for peaks in ((20, 50), (0,), (64_000,))
+    ),
+]
 
 
-@pytest.mark.parametrize("told", BAD_RECIPES)
-def test_a_recipe_that_cannot_be_is_refused(refused, told):
-    for change in BAD_RECIPES[told]:
-        refused(told, dataclasses.replace, PAPER, **change)
+def test_a_recipe_that_no_training_could_follow_is_refused(refused):
+    for name, told, *values in BAD_FIELDS:
+        for value in values:
+            refused(rf"^Recipe\.{name}.*{told}", replace, PAPER, **{name: value})
+    for told, fields in BAD_PAIRS:
+        refused(rf"^Recipe\..*{told}", replace, PAPER, **fields)
 
 
-def test_the_warm_up_ends_below_its_error_and_not_at_it():
-    """Paper §4.2: until the training error is below 80 %."""
+def test_the_remedies_for_a_recipe_work(refused):
+    for end, peak in {64_000: 12_800, 2: 1, 3: 1}.items():
+        refused(rf"milestones=\({peak},\)", replace, QUICK.scaled(end), milestones=())
+        assert replace(QUICK.scaled(end), milestones=(peak,))
+    told = r"^Recipe\.milestones .* to the end, 20, as scaled\(20\) of a longer"
+    refused(told, replace, PAPER, iterations=20)
+    assert replace(PAPER, iterations=20, milestones=()).iterations == 20
+    assert PAPER.scaled(20).milestones == (10, 15)
+    for steps in ([3, 9], np.array([3, 9]), torch.tensor([3, 9]), range(3, 10, 6)):
+        assert replace(PAPER, milestones=steps).milestones == (3, 9)
+    for none in ([], np.array([]), range(0)):
+        assert replace(PAPER, milestones=none).milestones == ()
+    named = enum.Enum("Schedule", {"STEPS": "steps"}, type=str).STEPS
+    for text in (named, np.str_("steps")):
+        assert str(replace(QUICK, schedule=text).schedule) == "steps"
+    refused("and 2 iterations or more", QUICK.scaled, 1)
+    for recipe in (QUICK, replace(QUICK, milestones=(23_999,))):  # the peak is inside
+        assert recipe.scaled(2).milestones == (1,)
+    assert replace(QUICK, schedule="steps").scaled(1).iterations == 1
+    for bad in (3906.25, 10**400):
+        refused(f"{WHOLE}, 1 or more", QUICK.scaled, bad)
+    fit(small_net(), DATA, replace(RECIPE, seed=2**63 - 1), progress=False)
+    ours = Recipe(iterations=np.int64(20), milestones=(), lr=np.float32(0.5), seed=3)
+    assert (type(ours.iterations), ours.lr) == (int, 0.5)
 
-    def after_a_row(warmup_error):
-        recipe = dataclasses.replace(SHORT, warmup_lr=0.02, warmup_error=warmup_error)
-        state = Training(small_net(), DATA, recipe, "cpu")
-        state.step()
-        return state.add_row()["train_error"], state.warming_up
 
-    error, _ = after_a_row(0.8)
-    assert after_a_row(error) == (error, True)
-    assert after_a_row(1.01 * error) == (error, False)
+# --- a call that cannot be carried out is refused at once -----------------------------
 
 
-@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_only_where_it_is_native(monkeypatch, native, precision):
-    def supported(including_emulation):
-        return native or including_emulation
+class Answers(nn.Module):
+    """A small network whose answer is changed."""
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
-    assert str(device_profile(device="cuda")) == f"cuda, {precision}, channels_last"
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = small_net(), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+TYPE, LOUD = "is of type", replace(RECIPE.scaled(2), log_every=1)
+SMALL = replace(LOUD, small_until=(2,), small_size=(4,))
+BAD_CALLS = [  # arguments of fit, and what is said
+    ({"model": "resnet8"}, f"The model {TYPE} str: give"),
+    ({"data": DATA.train}, f"The data {TYPE} Images: give .*Dataset"),
+    ({"model": DATA, "data": small_net()}, f"The model {TYPE} Dataset"),
+    ({"recipe": "paper"}, f"The recipe {TYPE} str: give .*Recipe"),
+    *(({"max_minutes": bad}, "^max_min.*0 or") for bad in (None, "5", np.nan, -1)),
+    *(({"checkpoint_seconds": bad}, "^checkpoint_s.*0 or") for bad in (None, np.nan)),
+    *(({"snapshots": bad, "run": "r"}, f"^snap.*{SEVERAL}") for bad in (5, True, None)),
+    *(
+        ({"snapshots": [0, bad], "run": "r"}, rf"^snapshots\[1\] .*{WHOLE} from 0 to 2")
+        for bad in (2.5, "1", 3, -1)
+    ),
+    ({"snapshots": (0, 2)}, "need a folder .* as `run`"),
+    ({"run": 5}, "5 is no path"),
+    ({"model": small_net(classes=7)}, "Build it with classes=10"),
+    ({"model": small_net().half()}, r"torch.float16.*model.float\(\)"),
+    ({"model": small_net().double()}, r"torch.float64.*model.float\(\)"),
+    ({"model": small_net().requires_grad_(False)}, "are none: .* thaw them with model"),
+    ({"model": nn.Flatten()}, "weights to train are none: "),
+    ({"model": Answers(lambda x: {"out": x})}, "with a dict. Let its forward"),
+    ({"model": Answers(lambda x: (x, x))}, "with a tuple. Let its forward"),
+    ({"model": Answers(lambda x: x[:, 0])}, r"of shape \(1,\)\. Let its forward"),
+    ({"model": Answers(lambda x: x[:, :, None])}, r"of shape \(1, 10, 1\)\. Let"),
+    ({"recipe": replace(LOUD, batch_size=10**8)}, f"^batch_s.*{WHOLE} from 1 to 50000"),
+    ({"recipe": replace(LOUD, lr=1e30)}, r"Lower the recipe's lr\.$"),
+    ({"recipe": replace(LOUD, weight_decay=1e30)}, r"the recipe's weight_decay\.$"),
+    ({"recipe": replace(SMALL, batch_size=1)}, "a batch of 1 leaves it.*2 or more"),
+]
+REFUSALS = (TypeError, ValueError, FloatingPointError)
+
+
+def test_a_call_that_cannot_be_is_refused(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    call = {"model": small_net(), "data": DATA, "recipe": LOUD, "device": "cpu"}
+    for change, told in BAD_CALLS:
+        given = copy.deepcopy(call) | change
+        refused(told, fit, **given, progress=False, error=REFUSALS)
+    assert not list(tmp_path.iterdir())
+    fit(**call, snapshots=(0, 2), run="first", progress=False)  # the remedy
+    assert Run(tmp_path / "first").snapshots == [0, 2]
+    assert b"\r" not in (tmp_path / "first" / "history.csv").read_bytes()
+
+
+# --- judging and foretelling ----------------------------------------------------------
+
+
+def test_evaluate_judges_any_network_and_says_what_it_wants(refused):
+    logits = evaluate(nn.Flatten(), DATA.test, NORM).logits
+    assert torch.equal(logits, NORM(DATA.test.images).flatten(1))
+    call = {"model": small_net(), "data": DATA.test, "normalisation": NORM}
+    for told, name, *values in (
+        (f"The model {TYPE} str", "model", "net"),
+        ("lls 7", "model", small_net(classes=7)),
+        (rf"The data {TYPE} Dataset: give .*Images, such as data\.test", "data", DATA),
+        (rf"^The norm.* {TYPE} float: give .*Normalisation\.of", "normalisation", 0.5),
+        ("batch_size is .*whole number, 1 or more", "batch_size", 0, -1, 2.5, None),
+    ):
+        for value in values:
+            refused(told, evaluate, **call | {name: value}, error=REFUSALS)
 
 
 def test_evaluation_is_exact_whatever_the_batch_size_and_leaves_every_mode():
-    net, norm = small_net(), Normalisation.of(DATA.train.images)
+    net, count = small_net(), len(DATA.test)
     net.bn1.eval()  # as a reader freezes it
-    count = len(DATA.test)
-    whole = evaluate(net, DATA.test, norm, batch_size=count)
+    whole = evaluate(net, DATA.test, NORM, batch_size=count)
     for size in (1, 7, 1000):
-        part = evaluate(net, DATA.test, norm, batch_size=size)
+        part = evaluate(net, DATA.test, NORM, batch_size=size)
         assert part.loss == pytest.approx(whole.loss, rel=1e-5)
         assert part.error == whole.error
     right = (whole.predictions == DATA.test.labels).sum()
     assert whole.error == pytest.approx(1 - right.item() / count)
     stop = net.fc.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate(net, DATA.test, norm)  # stopped in the middle
+        evaluate(net, DATA.test, NORM)  # stopped in the middle
     stop.remove()
     assert net.training and net.fc.training and not net.bn1.training
 
 
-def test_expected_time_is_the_time_of_the_updates(monkeypatch):
+def test_evaluate_brings_images_and_statistics_to_the_model(monkeypatch):
+    """A stand-in for a GPU: what is on `meta` has no values to bring back."""
+    seen = []
+
+    class Elsewhere(nn.Linear):
+        def forward(self, x):
+            seen.append(x.device.type)
+            return super().forward(x.mean((2, 3)))
+
+    profile = devices.DeviceProfile(torch.device("meta"), "fp32", torch.channels_last)
+    monkeypatch.setattr(devices.DeviceProfile, "autocast", lambda self: nullcontext())
+    for given in (profile, None):  # given, and found where the weights are
+        norm = Normalisation.of(DATA.train.images, per_pixel=given is None)
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+            evaluate(Elsewhere(3, 10, device="meta"), DATA.test, norm, given)
+    assert set(seen) == {"meta"}
+
+
+def test_expected_time_is_the_time_of_the_updates(monkeypatch, refused):
     now, pace = 0.0, 0.02  # seconds; a real clock runs on beside other work
 
     def step(state):
@@ -128,221 +252,227 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     net = small_net()
     before, drawn = bits(net), torch.get_rng_state()
-    recipe = dataclasses.replace(SHORT, iterations=3_000, eval_every=1_000)
+    recipe = replace(RECIPE, iterations=3_000, validation=10, eval_every=1_000)
     # 3,000 updates, and three looks at 10 + 20 images, a third of an update each.
     expected = 60 * expected_minutes(net, DATA, recipe) / pace
     assert expected == pytest.approx(3_000 + 3 * 30 / 16 / 3)
     # Half of the updates on a quarter of the pixels: three eighths less.
-    recipe = dataclasses.replace(recipe, small_until=(1_500,), small_size=(4,))
+    recipe = replace(recipe, small_until=(1_500,), small_size=(4,))
     now, pace = 0.0, 2.0
     expected = 60 * expected_minutes(net, DATA, recipe) / pace
     assert expected == pytest.approx(1_875 + 3 * 30 / 16 / 3)
     assert now == 6  # so slow a machine is given two to warm up, and one
     assert torch.equal(torch.get_rng_state(), drawn) and torch.equal(bits(net), before)
+    endless = replace(RECIPE, iterations=10**12)  # estimated at once
+    assert expected_minutes(net, DATA, endless, "cpu") > 10**6
+    told = f"The recipe {TYPE} str"
+    refused(told, expected_minutes, net, DATA, "paper", error=TypeError)
 
 
-# --- a run folder --------------------------------------------------------------------
+# --- one update -----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run left alone: its folder and its network."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    net = small_net()
-    assert fit(net, DATA, SHORT, folder, snapshots=(0, 12), progress=False).finished
-    return folder, net
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fit_is_a_plain_loop_to_the_last_bit(precision):
+    recipe = replace(RECIPE, precision=precision)
+    layout = {"memory_format": torch.channels_last}
+    net, ours = small_net().train().to(**layout), small_net()
+    batches = Batches(DATA.train, 16, NORM, recipe.seed)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    for iteration in range(8):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(iteration, recipe)
+        images, labels = next(batches)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = net(images.contiguous(**layout))
+        optimizer.zero_grad()
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+    fit(ours, DATA, recipe, progress=False)
+    assert torch.equal(bits(ours), bits(net))
 
 
-def sit(folder, net=None, recipe=SHORT, **options):
-    net, options = net or small_net(), {"progress": False, **options}
-    return fit(net, DATA, recipe, folder, **options)
+def test_a_narrow_strided_shortcut_is_kept_from_channels_last():
+    """Where it would end the process."""
+    nets = {(4, 8): torch.contiguous_format, (8, 16): torch.channels_last}
+    for widths, layout in nets.items():
+        state = Training(ResNet(widths, (1, 1), "B"), DATA, RECIPE, "cpu")
+        assert state.profile.memory_format == layout
+        state.step()
 
 
-def one_update(folder, *given, **options):
-    return sit(folder, *given, max_minutes=0, **options)
+class NoHostReads(TorchDispatchMode):
+    """Fail where a number is read back: there a GPU would be waited for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in self.WAITING, function
+        return function(*args, **(kwargs or {}))
 
 
-def test_run_folder_holds_the_record(alone):
-    folder, net = alone
-    files = "environment.json history.csv recipe.json snapshots weights.pt"
-    assert sorted(path.name for path in folder.iterdir()) == files.split()
-    run = Run(folder)
-    assert run.finished and Recipe(**run.recipe) == SHORT
-    assert '\n    "lr": 0.1,\n' in (folder / "recipe.json").read_text()  # lines
-    assert run.history["iteration"].tolist() == [4, 8, 12, 16, 20, 24]
-    for part in ("test_error", "validation_error"):
-        assert run.history[part].notna().tolist() == [False, False, True] * 2
-    assert torch.equal(bits(run.model()), bits(net))
-    norm = Normalisation.of(DATA.train[:40].images)
-    assert run.final["test_error"] == evaluate(net, DATA.test, norm).error
-    half = torch.load(folder / "snapshots" / "iteration-000012.pt", weights_only=True)
-    assert half["conv1.weight"].dtype == torch.float16
+def test_an_update_reads_no_number_back():
+    state = Training(small_net(), DATA, RECIPE, "cpu")
+    plan = state.batches.next_plan()
+    for size in (8, 4):
+        with NoHostReads():
+            state.update(plan, size)
+    with pytest.raises(AssertionError), NoHostReads():
+        state.progress()  # the mode does see reading
 
 
-def test_finished_run_is_not_repeated(alone, tmp_path, monkeypatch):
-    """Nor is one that another process ended before this one could hold the folder."""
-    folder, net = alone
-    hold = RunFolder._lock
+def test_a_quiet_run_reads_no_loss_between_rows(monkeypatch):
+    reads, window = [], Training._window
 
-    def at_the_last_moment(ours):
-        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-        hold(ours)
+    def noted(state):
+        reads.append(state.iteration)
+        return window(state)
 
-    monkeypatch.setattr(RunFolder, "_lock", at_the_last_moment)
-    monkeypatch.setattr(Training, "step", None)
-    for seed in (8, 9):
-        other = small_net(seed)
-        result = sit(tmp_path, other)
-        assert result.finished and result.iteration == 24 and len(result.history) == 6
-        assert torch.equal(bits(other), bits(net))
-        for path in tmp_path.glob("*.*"):
-            assert path.read_bytes() == (folder / path.name).read_bytes()
+    monkeypatch.setattr(Training, "_window", noted)
+    recipe = replace(RECIPE.scaled(25), log_every=22, eval_every=25)
+    fit(small_net(), DATA, recipe, progress=False)
+    assert reads == [22, 25]
 
 
-def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
-    folder, net = alone
-    for sitting in range(24):
-        other = small_net(seed=sitting)  # the checkpoint decides, not the new weights
-        result = one_update(tmp_path, other)
-        assert result.iteration == sitting + 1
-        assert result.finished == (sitting == 23)
-    assert torch.equal(bits(other), bits(net))
-    assert outcome(tmp_path) == outcome(folder)
+# --- an update that is recorded and replayed ------------------------------------------
 
 
-def test_seconds_add_up_over_the_sittings(tmp_path, monkeypatch):
-    ticks = itertools.count(100)  # each look at the clock is a second later
-    clock = SimpleNamespace(monotonic=lambda: next(ticks))
-    monkeypatch.setattr(sys.modules["resnet_lib.fit"], "time", clock)
-    first = sit(tmp_path, max_minutes=0.2)
-    sat = next(ticks) - 100
-    seconds = [row["seconds"] for row in sit(tmp_path).history]
-    assert 0 < first.iteration < SHORT.iterations and sat > 12
-    left = SHORT.iterations - first.iteration  # iterations, with a look each
-    assert sat + left - 4 <= seconds[-1] <= next(ticks) - 100
-    assert seconds == sorted(seconds)
+@pytest.fixture
+def recorder(monkeypatch):
+    """A device on which steps are recorded and replayed; counts the recordings."""
+    recordings = []
+
+    def record(work):
+        recordings.append(work)
+        return work
+
+    module = sys.modules["resnet_lib.training"]
+    monkeypatch.setattr(module, "can_record", lambda _: True)
+    monkeypatch.setattr(devices, "record_cuda_graph", record)
+    return recordings
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_a_second_one_acts_at_once(number):
-    before = signal.getsignal(number)
-    with stop_requests() as noted:
-        signal.raise_signal(number)
-        assert noted == [number]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert signal.getsignal(number) is before
+def test_a_replayed_training_is_the_eager_one(recorder):
+    """Warm-up leaves no trace, momentum begins as zeros, each call counts once."""
+    recipe = replace(RECIPE, small_until=(3,), small_size=(4,))
+    eager, replayed, other = (
+        Training(small_net(seed), DATA, recipe, "cpu", graphed=graphed)
+        for seed, graphed in ((0, False), (0, True), (1, False))
+    )
+    assert replayed.graphed and not eager.graphed
+    rate = replayed.optimizer.param_groups[0]["lr"]
+    places, given = set(), set()  # what a recording reads and writes may not move
+
+    def compare(theirs):
+        for ours, other in zip(replayed._changing(), theirs._changing(), strict=True):
+            assert torch.equal(ours, other)
+        places.add(tuple(tensor.data_ptr() for tensor in replayed._changing()))
+
+    for size in (4, 4, 4, 8, 8, 8, 8, 8):
+        eager.step()
+        replayed.step()
+        compare(eager)
+        given.add(replayed.graphs[size].given.data_ptr())
+    assert len(recorder) == len(given) == 2  # one for each image size
+    assert replayed.optimizer.param_groups[0]["lr"] is rate
+    assert rate == pytest.approx(learning_rate_at(7, recipe))
+    assert replayed.model.bn1.num_batches_tracked == 8
+    replayed.add_row()
+    other.step()
+    replayed.load_state_dict(other.state_dict())
+    compare(other)
+    (place,) = places
+    assert len(place) == len(set(place)) > 50
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
-    one_update(tmp_path), one_update(tmp_path)
-    newest = tmp_path / "checkpoint.pt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert one_update(tmp_path).iteration == 2  # from the checkpoint of iteration 1
-    assert "is damaged" in capsys.readouterr().out
+def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(recorder, monkeypatch):
+    gpu = Training(small_net(), DATA, RECIPE, "cpu")
+    module = sys.modules["resnet_lib.training"]
+    monkeypatch.setattr(module, "can_record", lambda _: False)
+    cpu = Training(small_net(1), DATA, RECIPE, "cpu")
+    cpu.step()
+    rate = gpu.optimizer.param_groups[0]["lr"]
+    for here, there in ((cpu, gpu), (gpu, cpu)):
+        there.load_state_dict(here.state_dict())
+        there.step()
+        here.step()
+        assert torch.equal(bits(here.model), bits(there.model))
+    (ours,), (theirs,) = gpu.optimizer.param_groups, cpu.optimizer.param_groups
+    assert ours["lr"] is rate and rate.ndim == 0 and ours["fused"] is True
+    assert isinstance(theirs["lr"], float) and not theirs["fused"]
+    (written,) = gpu.state_dict()["optimizer"]["param_groups"]
+    assert type(written["lr"]) is float and written["fused"] is None  # for any machine
+    assert cpu.iteration == gpu.iteration == 3
 
 
-def half(content):
-    return content[: len(content) // 2]
+def test_a_run_is_replayed_unless_it_is_told_not_to(recorder):
+    for graphed, count in ((False, 0), (True, 1)):
+        fit(small_net(), DATA, RECIPE, device="cpu", graphed=graphed, progress=False)
+        assert len(recorder) == count
 
 
-def older(content):
-    """A checkpoint as another version of the library might have written it."""
-    state = torch.load(io.BytesIO(content[32:]), weights_only=True)
-    del state["window"]
-    content = _to_bytes(state)
-    return hashlib.sha256(content).digest() + content
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_replayed_training_is_the_eager_one():
+    runs = []
+    for graphed in (False, True):
+        net = small_net()
+        here = evaluate(net, DATA.test, NORM).logits
+        there = evaluate(net.cuda(), DATA.test, NORM).logits  # the data are not there
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
+        runs.append(fit(net, DATA, RECIPE, graphed=graphed, progress=False).history)
+    for ours, theirs in zip(*runs, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 
-DAMAGES = [
-    ("checkpoint.pt", half, r"is damaged.*Delete checkpoint.pt"),
-    ("checkpoint.pt", older, r"version.*'window'.*Choose another"),
-    ("environment.json", half, "environment.json is damaged.*another folder"),
-]
+# --- where it computes ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "damage", "told"), DAMAGES)
-def test_a_damaged_file_is_told_and_left_alone(tmp_path, refused, name, damage, told):
-    one_update(tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(damage(whole))
-    refused(told, one_update, tmp_path, error=RuntimeError)
-    assert (tmp_path / name).read_bytes() == damage(whole)
-    (tmp_path / name).write_bytes(whole)
-    assert one_update(tmp_path).iteration == 2
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_only_where_it_is_native(monkeypatch, native, precision):
+    def supported(including_emulation):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    profile = devices.device_profile(device="cuda")
+    assert str(profile) == f"cuda, {precision}, channels_last"
 
 
-def test_folder_of_another_run_is_refused(alone, refused):
-    folder, _ = alone
-    before = {path: path.read_bytes() for path in folder.glob("*.*")}
-    refused("model = 'resnet8', not 'plain8'", sit, folder, get_model("plain8"))
-    for change in ({"lr": 0.2}, {"seed": 1}, {"iterations": 48}):
-        told = f"{next(iter(change))} = .*Choose another folder"
-        refused(told, sit, folder, recipe=dataclasses.replace(SHORT, **change))
-    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+def test_fp32_on_a_gpu_is_no_tf32():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def allowed():
+        return cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
+
+    before = allowed()
+    assert before == (True, False, False)  # PyTorch's default is not "fp32"
+    for precision in ("fp32", "tf32"):
+        device = torch.device("cuda")
+        profile = devices.DeviceProfile(device, precision, torch.channels_last)
+        with profile.exactly():
+            assert allowed() == (precision == "tf32", precision == "tf32", True)
+        assert allowed() == before
 
 
-@pytest.mark.parametrize(
-    ("at", "precision", "told"),
-    [
-        (4, "bf16", "is nan.*iteration 1 is kept.*lr, or set precision='fp32'"),
-        (24, "fp32", r"weights are no longer finite at iteration 24\..*'s lr\.$"),
-    ],
-)
-def test_what_is_not_finite_is_not_kept(tmp_path, refused, at, precision, told):
-    def poison(rows):
-        if rows[-1]["iteration"] == at:
-            net.conv1.weight.data.fill_(math.inf)
+def test_threads_are_chosen_once_and_kept(tmp_path, monkeypatch, capsys):
+    module = sys.modules["resnet_lib.fit"]
+    monkeypatch.setattr(module, "threads_given", lambda: False)
+    before, used = torch.get_num_threads(), []
 
-    net, recipe = small_net(), dataclasses.replace(SHORT, precision=precision)
-    one_update(tmp_path, recipe=recipe)
-    options = {"recipe": recipe, "on_row": poison, "error": FloatingPointError}
-    refused(told, sit, tmp_path, net, **options)
-    assert not (tmp_path / "weights.pt").exists()
-    assert one_update(tmp_path, recipe=recipe).iteration == 2
+    def look(rows):
+        used.append(torch.get_num_threads())
+
+    for tried, minutes in (({3: 0.1, 1: 0.2}, 0), ({1: 0.1, 3: 0.2}, 60)):
+        monkeypatch.setattr(module, "faster_threads", lambda step, tried=tried: tried)
+        options = {"device": "cpu", "max_minutes": minutes, "on_row": look}
+        finished = fit(small_net(), DATA, RECIPE, tmp_path, **options).finished
+    assert finished and set(used) == {3} and torch.get_num_threads() == before
+    assert "Threads: 3 (0.1 s an update; 1: 0.2 s)." in capsys.readouterr().out
+    assert read_json(tmp_path / "environment.json")["threads"] == 3
 
 
-def test_wrong_number_of_classes_is_told_at_once(refused):
-    refused("Build it with classes=10", sit, None, get_model("resnet8", classes=7))
-
-
-# --- the command line ----------------------------------------------------------------
-
-ARGUMENTS = shlex.split(
-    "--model resnet8 --data digits --iterations 4 --batch-size 8 --validation 0 "
-    "--log-every 2 --eval-every 4 --precision fp32 --checkpoint-seconds 0.2"
-)
-
-
-# Of old terminals, and of files that output is redirected to. None has an arrow.
-ENCODINGS = ["ascii", "cp437", "latin-1", "cp1252", "cp1250", "koi8-r", "cp866"]
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_no_encoding_ends_the_command(tmp_path, encoding, monkeypatch):
-    file = io.TextIOWrapper(io.BytesIO(), encoding)
-    monkeypatch.setattr(sys, "stdout", file)
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    folder = tmp_path / "läuft → gut"
-    assert main([*ARGUMENTS, "--run", str(folder)]) == 0
-    file.flush()
-    text = file.buffer.getvalue().decode(encoding)
-    assert "default: runs/" in text and "\\u2192 gut" in text and "Finished" in text
-    assert (folder / "weights.pt").exists()
-
-
-def test_bad_arguments_get_one_sentence(tmp_path, capsys):
-    folder = tmp_path / "run"
-    for bad, message in {
-        "--model=resnet21": "6n+2",
-        "--lr=0": "above 0",
-        "--device=abacus": "Use 'cpu'",
-        "--data=mnist": "Choose from cifar10, cifar100, digits, or",
-    }.items():
-        assert main([*ARGUMENTS, "--run", str(folder), bad]) == 1
-        error = capsys.readouterr().err
-        assert message in error and "Traceback" not in error
-    assert not (folder / "weights.pt").exists()
+def test_both_numbers_of_threads_are_tried():
+    used = []
+    with devices.threads(2):
+        tried = devices.faster_threads(lambda: used.append(torch.get_num_threads()))
+    assert used == [1, 1, 2, 2]
+    assert tried.keys() == {1, 2} and list(tried.values()) == sorted(tried.values())
