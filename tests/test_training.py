@@ -405,8 +405,8 @@ def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(recorder, monkeypatch):
 
 
 def test_a_run_is_replayed_unless_it_is_told_not_to(recorder):
-    for graphed, count in ((False, 0), (True, 1)):
-        fit(small_net(), DATA, RECIPE, device="cpu", graphed=graphed, progress=False)
+    for options, count in (({"graphed": False}, 0), ({}, 1)):
+        fit(small_net(), DATA, RECIPE, device="cpu", progress=False, **options)
         assert len(recorder) == count
 
 
