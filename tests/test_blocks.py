@@ -250,7 +250,7 @@ GOOD = torch.rand(2, 3, 32, 32)
         (GOOD.permute(0, 2, 3, 1), "got (2, 32, 32, 3)", "x.permute(0, 3, 1, 2)"),
         (GOOD[:, :1], "with in_channels=1, or give", "x.expand(-1, 3, -1, -1)"),
         (torch.rand(2, 4, 8, 8), "with in_channels=4, or give", "x[:, :3]"),
-        (GOOD.numpy(), "got ndarray. Convert", "torch.from_numpy(x)"),
+        (GOOD.double().numpy(), "got ndarray. Convert", "torch.from_numpy(x).float()"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "got torch.uint8", None),
         (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "Normalise them first", None),
         (torch.rand(2, 5, 32, 32), "Build the network with in_channels=5.", None),

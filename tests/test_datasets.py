@@ -22,7 +22,7 @@ from PIL import Image
 
 from resnet_lib import datasets
 from resnet_lib.cifar10 import CIFAR10, CIFAR100, download, find
-from resnet_lib.data import Images, Normalisation
+from resnet_lib.data import Normalisation
 from resnet_lib.datasets import (
     load_cifar10,
     load_cifar100,
@@ -32,7 +32,6 @@ from resnet_lib.datasets import (
 )
 from resnet_lib.identity import data_digest
 from resnet_lib.paths import data_home, data_root
-from resnet_lib.resnet import get_model
 
 README = (Path(__file__).parent.parent / "data" / "README.md").read_text("utf-8")
 
@@ -392,31 +391,6 @@ def test_bytes_paths_and_home(home):
     paths = (home / "a b.png", str(home / "a b.png"), "~/a b.png")
     for source in (content, memoryview(content), bytearray(content), *paths):
         assert torch.equal(read_picture(source), RED_BLUE)
-
-
-# --- arrays ---------------------------------------------------------------------------
-
-PIXELS = torch.from_numpy(rows(20)).view(20, 3, 32, 32)
-LABELS = torch.arange(20) % 10
-WRONG = [  # pictures or labels, and what is said
-    (rows(20)[:, :784], LABELS, " images.reshape(-1, 1, 28, 28)."),
-    (rows(20)[:, :785], LABELS, "Give every picture its channels, height and width."),
-    (PIXELS, LABELS[None], "of shape (1, 20). Convert them with labels.res"),
-    (PIXELS, LABELS.view(4, 5), "labels.reshape(-1).long()."),
-    *(
-        (PIXELS, labels, "from 0 on, in a list or an array.")
-        for labels in (LABELS.expand(2, 20), set(range(20)), {0: 1}, iter(range(20)))
-    ),
-    (PIXELS[:1], torch.eye(10)[:1], "labels.argmax(1) gives its number."),
-]
-
-
-def test_a_remedy_suits_what_was_given(refused):
-    for images, labels, words in WRONG:
-        refused(re.escape(words), Images, images, labels)
-    x, model = np.random.default_rng(0).random((2, 3, 8, 8)), get_model("resnet8")
-    refused(r"Convert an array with torch\.from_numpy\(x\)\.f", model, x)
-    assert model(torch.from_numpy(x).float()).shape == (2, 10)
 
 
 # --- a folder of pictures -------------------------------------------------------------
