@@ -134,7 +134,8 @@ LAST = ARRAY.transpose(0, 2, 3, 1)  # (20, 32, 32, 3)
 def test_arrays_are_copied_as_they_are(recwarn):
     read_only = np.frombuffer(ARRAY.tobytes(), np.uint8).reshape(ARRAY.shape)
     mine = ARRAY.copy()
-    taken = [Images(array, LABELS.numpy()) for array in (mine, LAST, read_only)]
+    arrays = (mine, LAST, np.ascontiguousarray(LAST), read_only)
+    taken = [Images(array, LABELS.numpy()) for array in arrays]
     mine[:] = 0  # an array that changes later changes no images
     for images in taken:
         assert torch.equal(images.images, PIXELS) and images.images.is_contiguous()
