@@ -66,10 +66,10 @@ def test_batches_are_the_epochs_in_a_row(size):
 
 def test_what_cannot_be_drawn_from_is_refused_at_once(refused):
     refused("There are no images to draw from", Batches, GOOD[:0], 8, NORM)
-    for size in (0, 2.0, 20_001):
+    for size in (0, -4, 2.0, "8", None, 20_001):
         refused("give a whole number from 1 to 20000", Batches, GOOD, size, NORM)
     batches = Batches(GOOD, 8, NORM)
-    for place in (25, -1):
+    for place in (25, 1_000_000, -1):
         told = f"number {place} of an epoch.*another set"
         state = batches.state_dict() | {"position": place}
         refused(told, batches.load_state_dict, state)
@@ -123,6 +123,7 @@ def test_pictures_that_a_normalisation_was_not_measured_on(refused):
     assert per_pixel(PIXELS[0]).shape == (3, 32, 32)
     refused("no images to measure", Normalisation.of, PIXELS[:0])
     refused(r"Give their \.images", Normalisation.of, GOOD)
+    refused("must be uint8", Normalisation.of, PIXELS / 255)
 
 
 # --- images ---------------------------------------------------------------------------
@@ -134,7 +135,7 @@ LAST = ARRAY.transpose(0, 2, 3, 1)  # (20, 32, 32, 3)
 def test_arrays_are_copied_as_they_are(recwarn):
     read_only = np.frombuffer(ARRAY.tobytes(), np.uint8).reshape(ARRAY.shape)
     mine = ARRAY.copy()
-    arrays = (mine, LAST, np.ascontiguousarray(LAST), read_only)
+    arrays = (mine, LAST, np.ascontiguousarray(LAST), ARRAY[::-1][::-1], read_only)
     taken = [Images(array, LABELS.numpy()) for array in arrays]
     mine[:] = 0  # an array that changes later changes no images
     for images in taken:
@@ -270,7 +271,7 @@ def test_one_by_one_in_parts_and_in_a_loader():
 TEN = tuple("abcdefghij")
 
 
-@pytest.mark.parametrize(("count", "kept"), [(4, 3), (2, 1)])
+@pytest.mark.parametrize(("count", "kept"), [(20, 16), (4, 3), (2, 1)])
 def test_a_set_without_test_images_is_told_how_to_get_some(count, kept):
     train = GOOD[:count]
     with pytest.raises(ValueError, match=r"mine's test set is empty\.") as caught:
@@ -323,7 +324,7 @@ def test_what_a_set_takes_and_tells(refused):
     assert len(mine.split(np.uint8(15))[1]) == 15
     batches = Batches(GOOD, np.int8(100), NORM)
     assert [len(next(batches)[1]) for _ in range(3)] == [100] * 3
-    for validation in (20, -5, 4.0):
+    for validation in (20, -5, 0.1, 4.0, "4", None):
         refused("give a whole number from 0 to 19", mine.split, validation)
 
 

@@ -161,6 +161,7 @@ DRIFTS = [  # a cell, its homes, and words of the complaint
     (BLOCK.replace("BasicBlock", "Blok"), ["Blok"], "no public class"),
     ("plain9 = 1", ["plain9"], "no public class"),
     (BLOCK.replace("BasicBlock", "Other"), HOME, "does not define"),
+    (BLOCK + "\n\nBasicBlock.expansion = 1", HOME, MORE),
     (BLOCK + "\n\ndef helper():\n    pass", HOME, MORE),
     (BLOCK + "\n\n" + SHORTCUT, HOME, "make_shortcut is redefined"),
     (SHORTCUT.replace('!= "C"', '!= "B"'), ["make_shortcut"], "make_shortcut differs"),

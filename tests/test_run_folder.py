@@ -310,14 +310,16 @@ def test_a_run_is_rebuilt_as_what_it_was_or_not_at_all(tmp_path, refused, name):
     hundred = replace(DATA, classes=tuple(map(str, range(100))))
     net = (REBUILT | NOT_REBUILT)[name]()
     sit(tmp_path / "x", net, SHORT, hundred if name == "a hundred classes" else DATA)
-    run = load_run("x", tmp_path)
-    table = runs.histories(recorded_runs(tmp_path))
-    assert table.empty == (name in NOT_REBUILT)
-    refused("No two depths", runs.longest_study, recorded_runs(tmp_path))
+    recorded, run = recorded_runs(tmp_path), load_run("x", tmp_path)
+    assert recorded.keys() == {"x"}
+    assert runs.histories(recorded).empty == (name in NOT_REBUILT)
+    refused("No two depths", runs.longest_study, recorded)
     if name in NOT_REBUILT:
         refused("Build it yourself and load the state", run.model)
         weights = load_weights(run.folder / "weights.pt")
-        return NOT_REBUILT[name]().load_state_dict(weights)  # so
+        NOT_REBUILT[name]().load_state_dict(weights)  # so
+        return
+    assert run.network == getattr(net, "module", net).config
     assert run.net == ("plain" if name == "plain" else "residual")
     assert run.about["model"] in ("ResNet", "resnet8")
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
