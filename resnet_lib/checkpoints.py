@@ -153,7 +153,7 @@ class RunFolder:
         about = {
             "model": network_name(state.model),
             "network": describe(state.model),
-            "network_digest": network_digest(state.model),
+            "network_id": network_digest(state.model),
             "data": state.data.name,
             "data_digest": data_digest(state.data),
             "recipe": dataclasses.asdict(state.recipe),
@@ -177,7 +177,7 @@ class RunFolder:
         network = "of another network: other layers, hooks, code or frozen weights"
         told = {
             "network": network,
-            "network_digest": network,
+            "network_id": network,
             "data_digest": f"on other data of the name {state.data.name!r}: other "
             "pictures, labels, sizes or classes",
         }
@@ -221,8 +221,6 @@ class RunFolder:
                 f"with {begun}, or choose another folder."
             )
         try:
-            if state["network"] != str(self.state.model):
-                raise ValueError("another network")
             self.state.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RuntimeError(

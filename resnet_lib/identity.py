@@ -26,16 +26,20 @@ def _hung_on(module: nn.Module) -> list[object]:
 
 def network_digest(model: nn.Module) -> str:
     """16 hexadecimal digits of its layers, their options, what is hung on them, frozen
-    weights, and the code of classes that are neither PyTorch's nor ours."""
-    about = [str(model)]
-    for module in model.modules():
-        for kind in type(module).__mro__:
-            about.append(f"{kind.__module__}.{kind.__qualname__}")
+    weights, and the code of classes that are neither PyTorch's nor ours.
+
+    Not of what PyTorch prints of a layer, which changes from version to version.
+    """
+    about = []
+    for path, module in model.named_modules():
+        kind = type(module)
+        about.append(f"{path} {kind.__module__}.{kind.__qualname__}")
+        for kind in kind.__mro__:
             if kind.__module__.split(".")[0] not in LIBRARIES:
-                about += map(_code, vars(kind).values())
+                about += [kind.__qualname__, *map(_code, vars(kind).values())]
         about += map(_code, _hung_on(module))
         for name, value in vars(module).items():
-            if name != "training" and isinstance(value, str | int | float):
+            if name != "training" and isinstance(value, str | int | float | tuple):
                 about.append(f"{name} {value}")
     about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

@@ -303,7 +303,6 @@ class Training:
         if self.profile.device.type == "cuda":
             random["cuda_random"] = torch.cuda.get_rng_state(self.profile.device)
         return {
-            "network": str(self.model),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),

@@ -246,6 +246,14 @@ def test_a_run_refuses_another_network(tmp_path, name, refused):
     assert sit(tmp_path / "other", theirs(), SHORT).finished
 
 
+def test_a_run_goes_on_under_a_pytorch_that_prints_its_layers_otherwise(
+    tmp_path, monkeypatch
+):
+    one_update(tmp_path)
+    monkeypatch.setattr(nn.BatchNorm2d, "extra_repr", lambda layer: "of another day")
+    assert one_update(tmp_path).iteration == 2
+
+
 OTHERS = [  # what is said, and another network or recipe
     ("model = 'resnet8', not 'plain8'", {"net": get_model("plain8")}),
     ("lr = .*Choose another folder", {"recipe": replace(RECIPE, lr=0.2)}),
