@@ -32,9 +32,9 @@ def network_digest(model: nn.Module) -> str:
     """
     about = []
     for path, module in model.named_modules():
-        kind = type(module)
-        about.append(f"{path} {kind.__module__}.{kind.__qualname__}")
-        for kind in kind.__mro__:
+        layer = type(module)
+        about.append(f"{path} {layer.__module__}.{layer.__qualname__}")
+        for kind in layer.__mro__:
             if kind.__module__.split(".")[0] not in LIBRARIES:
                 about += [kind.__qualname__, *map(_code, vars(kind).values())]
         about += map(_code, _hung_on(module))
