@@ -1,4 +1,4 @@
-"""The judges. The answers to their exercises stand in answers_*.py, a table for each.
+"""The judges. The answers to their exercises stand in answers.py, a table for each.
 
 A table maps words of the line that a judge prints to the answer that earns it, or to a
 list of such. The right answers come first, under a pattern that begins with ✓. Every
@@ -7,10 +7,7 @@ wrong answer has a message of its own, whatever form it comes in, and nothing le
 
 import re
 
-import answers_01
-import answers_02
-import answers_03
-import answers_06
+import answers
 import checks
 import numpy as np
 import pytest
@@ -19,10 +16,7 @@ from checks import base
 from torch import Tensor, nn
 
 TABLES = {
-    name: table
-    for module in (answers_01, answers_02, answers_03, answers_06)
-    for name, table in vars(module).items()
-    if name.startswith("check_")
+    name: table for name, table in vars(answers).items() if name.startswith("check_")
 }
 CHECKS = {name: getattr(checks, name) for name in TABLES}
 NOISE = torch.randn(256, 12, generator=torch.Generator().manual_seed(0))
@@ -79,11 +73,6 @@ def test_answers_are_told_apart(says, monkeypatch, name):
 
 def test_every_check_has_a_table():
     assert set(TABLES) == set(checks.__all__) - {"examine"}
-
-
-def test_the_formula_meets_the_networks():
-    for depth in (8, 20, 56):
-        assert answers_03.count(depth) == answers_03.built(depth)
 
 
 def dressed(answer, coat):
@@ -191,7 +180,7 @@ def test_what_is_no_number_is_told_so(says):
     braces = ["{}", "{mean}", "a{0}b", {"a": 1}, "}{"]
     others = [[], "warm", {"T": 2.0}, torch.ones(3), None]
     others += [torch.arange(3).to_sparse().to(torch.uint16)]  # which none can read
-    for check, answers, words in (
+    for check, given, words in (
         (checks.check_parameter_count, braces, "wanted."),
         (checks.check_receptive_field, braces, "wanted."),
         (checks.check_temperature, others, "one number, not "),
@@ -199,7 +188,7 @@ def test_what_is_no_number_is_told_so(says):
         (checks.check_parameter_count, [torch.zeros(9, 9, 9)], ""),
         (checks.check_diagnosis, [np.array(["neither", "overfitting"])], "return one "),
     ):
-        for answer in answers:
+        for answer in given:
             line = says(check, lambda *given, f=answer: f)
             assert line.startswith("✗ Not yet: ") and len(line) <= 600
-            assert words in line and (answers is not braces or line.endswith(words))
+            assert words in line and (given is not braces or line.endswith(words))
