@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 # Windows has no forks; what is started there is started anew.
 SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 SERVER.set_forkserver_preload(["resnet_lib.train"])
 
 
-def run(function: Callable, log: str, environment: dict[str, str], *given) -> None:
+def run(module: str, arguments: Sequence[str], log: str, environment: dict) -> None:
     """What a child does: it writes to `log` as a process writes to its streams."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,15 +26,11 @@ def run(function: Callable, log: str, environment: dict[str, str], *given) -> No
     os.environ.clear()
     os.environ.update(environment)
     importlib.import_module("torch").set_num_threads(1)
-    sys.exit(function(*given))
+    sys.exit(importlib.import_module(module).main(arguments))
 
 
-def main(module: str, arguments: Sequence[str]) -> int | None:
-    return importlib.import_module(module).main(arguments)
-
-
-def modules() -> None:
-    """What is loaded when `resnet_lib.train` is."""
+def main(arguments: Sequence[str]) -> None:
+    """`python -m forked`: what is loaded when `resnet_lib.train` is."""
     print(*sys.modules)
 
 
@@ -43,18 +39,9 @@ class Forked:
 
     def __init__(self, command, stdout=None, env=None, **_) -> None:
         _, _, module, *arguments = map(str, command)
-        self.start(main, module, arguments, log=stdout and stdout.name, env=env)
-
-    @classmethod
-    def calling(cls, function: Callable, *given, env=None) -> "Forked":
-        job = cls.__new__(cls)
-        job.start(function, *given, env=env)
-        return job
-
-    def start(self, function, *given, log=None, env=None) -> None:
         self.own = tempfile.NamedTemporaryFile()  # noqa: SIM115  gone with this object
-        self.log = log or self.own.name
-        inside = (function, self.log, dict(env or os.environ), *given)
+        self.log = stdout.name if stdout else self.own.name
+        inside = (module, arguments, self.log, dict(env or os.environ))
         self.process = SERVER.Process(target=run, args=inside)
         self.process.start()
         self.pid = self.process.pid
