@@ -1,18 +1,28 @@
-"""The explorer without a browser: its numbers, its state, its answers to the view."""
+"""What a page shows: the explorer without a browser, and figures that speak or turn."""
 
+import base64
+import copy
+import io
+
+import drawings
+import IPython.display
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import traitlets
+from ipywidgets import Widget
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from test_probes import shaken
 
-from resnet_lib.data import Dataset, Images, Normalisation
+from resnet_lib import Dataset, Images, Normalisation, get_model, plots
 from resnet_lib.explorer import Explorer
 from resnet_lib.explorer.inside import kernel_of, look_inside
 from resnet_lib.explorer.widget import pictures_for
-from resnet_lib.probes import block_parts, lesion
+from resnet_lib.probes import lesion
 from resnet_lib.runs import load_run
+from workshop.execute import STATE, VIEW, numbered, shrink
 
 torch.manual_seed(0)
 PICTURES = torch.randint(256, (30, 3, 32, 32), dtype=torch.uint8)
@@ -20,7 +30,6 @@ PART = Images(PICTURES, torch.arange(30) % 10)
 DATA = Dataset("digits", tuple("abcdefghij"), train=PART, test=PART)
 NORM = Normalisation.of(PICTURES)
 PAIR = {"residual": shaken("resnet14"), "plain": shaken("plain14")}
-NETS = {**PAIR, "18": shaken("resnet18"), "plain 18": shaken("plain18")}
 SCALES = {"layer1.1": 0, "layer2.0": 0.5, "layer3.1": 0.25}
 
 
@@ -46,21 +55,6 @@ def ask(explorer, kind, buffers=(), **question):
 
 
 # --- numbers --------------------------------------------------------------------------
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("title", NETS)
-@pytest.mark.parametrize("scales", [{}, SCALES], ids=["whole", "hurt"])
-def test_inside_equals_the_network(title, scales):
-    model, x = NETS[title], NORM(PICTURES[:4])
-    inside = look_inside(model, x, scales)
-    with lesion(model, scales):
-        torch.testing.assert_close(inside.logits, model(x), rtol=1e-4, atol=1e-4)
-        if "plain" not in title:
-            for name, parts in block_parts(model, x).items():
-                torch.testing.assert_close(inside.parts[f"{name}.f"], parts.f)
-                torch.testing.assert_close(inside.parts[f"{name}.x"], parts.x)
-    assert (inside.parts["layer1.0.h"] >= 0).all()
 
 
 @pytest.mark.parametrize("block", ["stem", "layer1.0", "layer2.0", "layer3.1"])
@@ -179,7 +173,7 @@ def test_what_is_not_there_is_a_sentence(explorer, refused):
 
 def test_one_net_or_two_and_two_explorers_that_are_linked():
     with pytest.raises(ValueError, match="not 3"):
-        Explorer(dict(list(NETS.items())[:3]), DATA, NORM)
+        Explorer(PAIR | {"third": PAIR["plain"]}, DATA, NORM)
     one, other = (Explorer({n: PAIR[n]}, DATA, NORM, 5, block="stem") for n in PAIR)
     assert list(one.probabilities) == ["residual"] and one.figure().axes
     one.link(other)
@@ -203,8 +197,6 @@ def test_a_run_is_played_back():
 
 
 def test_a_page_without_a_kernel_has_a_picture(explorer):
-    import matplotlib.pyplot as plt
-
     plt.close("all")
     data, _ = explorer._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG") and len(data["image/png"]) < 90_000
@@ -231,3 +223,72 @@ def test_own_pictures(explorer, tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         explorer.show(torch.zeros(3, 32, 32))
     assert "your own" in explorer.sentence()
+
+
+# --- figures --------------------------------------------------------------------------
+
+ALT = 'A line that "rises" from 1 to 2.'
+
+
+def test_words_and_pictures_stay_in_a_saved_notebook_in_fewer_bytes(monkeypatch):
+    outputs, ends = [], []
+
+    def keep(data, raw, metadata=None):
+        assert raw
+        outputs.append(new_output("display_data", data, metadata=metadata or {}))
+
+    def draw(end: float):
+        ends.append(end)
+        figure, ax = plt.subplots()
+        ax.plot([1, end])
+        return figure
+
+    monkeypatch.setattr(IPython.display, "display", keep)
+    plots.describe(draw(2), 'A line that\n    "rises" from 1 to 2.')
+    assert not plt.get_fignums(), "a second picture would follow at the cell's end"
+    plots.interact(draw, ALT, end=(1, 5))
+    widgets = getattr(Widget, "widgets", None) or Widget._active_widgets
+    slider, picture, _ = widgets[outputs[2].data[VIEW]["model_id"]].children
+    before = picture.value
+    assert before.count(outputs[2].data["image/png"]) == 1
+    slider.value = 5
+    assert ends == [2, 3, 5] and picture.value != before
+    state = {STATE: {"state": {"f" * 32: {"state": {"value": before}}}}}
+    cell = new_code_cell(outputs=copy.deepcopy(outputs))
+    notebook = new_notebook(cells=[cell], metadata={"widgets": state})
+    shrink(notebook)
+    figure, pixel, turned = numbered(notebook).cells[0].outputs
+    for one in (figure, turned):
+        assert one.metadata["image/png"]["alt"] == one.data["text/plain"] == ALT
+    assert 'alt="A line that &quot;rises&quot; from 1 to 2."' in pixel.data["text/html"]
+    kept = notebook.metadata["widgets"][STATE]["state"]["f" * 32]["state"]["value"]
+    assert len(kept) < len(before) and kept.split('"')[4:] == before.split('"')[4:]
+    small = kept.split("base64,")[1].split('"')[0]
+    files = [one.data["image/png"] for one in (outputs[0], figure)]
+    for pair in (files, [outputs[2].data["image/png"], small]):
+        sizes = {Image.open(io.BytesIO(base64.b64decode(one))).size for one in pair}
+        assert len(sizes) == 1
+
+
+def test_the_map_has_a_shortcut_for_every_addition():
+    for name, arcs, dashed in (("resnet18", 8, 3), ("plain20", 0, 0)):
+        ax = drawings.network_map(get_model(name))
+        lines = [patch for patch in ax.patches if patch.get_linewidth() == 1.4]
+        words = [text.get_text() for text in ax.texts]
+        assert len(lines) == words.count("+") == arcs
+        assert "layer2\n32, 16, 16" in words
+        assert sum(line.get_linestyle() != "-" for line in lines) == dashed
+    plt.close("all")
+
+
+def test_a_flow_draws_every_step_and_its_shortcut():
+    ax = plt.subplots()[1]
+    steps = ["x", "3×3 conv\n16 → 32", "+", "y"]
+    centres = drawings.flow(ax, steps, ["16×8×8"], skip=(0, 2), skip_label="A", lit=1)
+    words = [text.get_text() for text in ax.texts]
+    assert all(word in words for word in (*steps, "16×8×8", "A"))
+    start, _, end = ax.lines[0].get_xdata()
+    assert centres[0] < start < centres[1] < centres[2] == end < centres[3]
+    faces = [patch.get_facecolor()[:3] == (1, 1, 1) for patch in ax.patches[:4]]
+    assert faces == [True, False, True, True]
+    plt.close("all")

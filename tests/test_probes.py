@@ -6,17 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_lib.explorer.inside import LesionedNet, fold_batch_norm, path_lengths
-from resnet_lib.probes import (
-    activations,
-    block_names,
-    block_parts,
-    confident_mistakes,
-    gradient_norms,
-    layer_table,
-    lesion,
-)
-from resnet_lib.resnet import get_model
+from resnet_lib import get_model, probes
+from resnet_lib.explorer import inside
 
 
 def hook_count(model):
@@ -37,9 +28,9 @@ def shaken(name, channels=3):
 
 X = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PROBES = {
-    "layer_table": lambda net, x: layer_table(net, x.shape),
-    "activations": lambda net, x: activations(net, x, ["layer1", "bn1", "fc"]),
-    "block_parts": block_parts,
+    "layer_table": lambda net, x: probes.layer_table(net, x.shape),
+    "activations": lambda net, x: probes.activations(net, x, ["layer1", "bn1", "fc"]),
+    "block_parts": probes.block_parts,
 }
 
 
@@ -63,42 +54,40 @@ def test_a_probe_leaves_no_trace_not_even_after_an_error(name):
 # --- layer_table ----------------------------------------------------------------------
 
 TWICE = nn.Conv2d(3, 3, 1, bias=False)
+COUNTED = [(get_model(name), (1, 3, 32, 32)) for name in ("resnet18", "plain20")]
+COUNTED += [
+    (get_model("resnet20"), (4, 3, 64, 48)),
+    (get_model("resnet14", in_channels=1), (1, 1, 32, 32)),
+    (nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=4)), (1, 8, 5, 5)),
+    (nn.Sequential(TWICE, TWICE), (1, 3, 4, 4)),
+]
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        *[(get_model(name), None) for name in ("resnet18", "resnet110", "plain20")],
-        (get_model("resnet20"), (4, 3, 64, 48)),
-        (get_model("resnet14", in_channels=1), None),
-        (nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=4)), (1, 8, 5, 5)),
-        (nn.Sequential(TWICE, TWICE), (1, 3, 4, 4)),
-    ],
-    ids=["resnet18", "resnet110", "plain20", "a batch", "grey", "groups", "twice"],
-)
-def test_the_table_agrees_with_pytorchs_own_counters(model, shape):
-    table = layer_table(model, shape).set_index("name")
-    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
-    shape = shape or (1, model.in_channels, 32, 32)
-    with FlopCounterMode(display=False) as counter:  # two for a multiply-add
-        model(torch.zeros(shape))
-    counted = counter.get_flop_counts()
-    for name, found in table["multiply-adds"].items():
-        right = counted.get(f"{type(model).__name__}.{name}", {}).values()
-        assert 2 * shape[0] * found == sum(right), name
-    assert 2 * shape[0] * table["multiply-adds"].sum() == counter.get_total_flops() > 0
+def test_the_table_agrees_with_pytorchs_own_counters():
+    for model, shape in COUNTED:
+        given = None if shape[2:] == (32, 32) else shape  # the rest is the default
+        table = probes.layer_table(model, given).set_index("name")
+        weights = sum(p.numel() for p in model.parameters())
+        assert table["parameters"].sum() == weights
+        with FlopCounterMode(display=False) as counter:  # two for a multiply-add
+            model(torch.zeros(shape))
+        counted = counter.get_flop_counts()
+        each = 2 * shape[0] * table["multiply-adds"]
+        for name, found in each.items():
+            right = counted.get(f"{type(model).__name__}.{name}", {}).values()
+            assert found == sum(right), name
+        assert each.sum() == counter.get_total_flops() > 0
 
 
 def test_rows_are_in_the_order_they_run():
-    table = layer_table(get_model("resnet20"))
+    table = probes.layer_table(get_model("resnet20"))
     columns = ["name", "kind", "output shape", "parameters", "multiply-adds"]
     assert list(table.columns) == columns
-    names = table["name"].tolist()
-    assert (names[:2], names[-1]) == (["conv1", "bn1"], "fc")
     kinds = {"Conv2d": 19, "BatchNorm2d": 19, "PaddedIdentity": 2, "Linear": 1}
     assert table["kind"].value_counts().to_dict() == kinds
-    shortcut = table.set_index("name").loc["layer2.0.shortcut"]
-    assert shortcut["output shape"] == (1, 32, 16, 16)
+    rows = table.set_index("name")
+    assert (*rows.index[:2], rows.index[-1]) == ("conv1", "bn1", "fc")
+    assert rows.loc["layer2.0.shortcut", "output shape"] == (1, 32, 16, 16)
 
 
 # --- activations ----------------------------------------------------------------------
@@ -106,7 +95,7 @@ def test_rows_are_in_the_order_they_run():
 
 def test_activations_are_the_outputs_by_name_in_the_order_asked_for():
     model = get_model("resnet8").eval()
-    found = activations(model, X, ["fc", "layer1", "bn1"])
+    found = probes.activations(model, X, ["fc", "layer1", "bn1"])
     assert list(found) == ["fc", "layer1", "bn1"]
     with torch.no_grad():
         stem = model.bn1(model.conv1(X))
@@ -115,10 +104,11 @@ def test_activations_are_the_outputs_by_name_in_the_order_asked_for():
         assert torch.equal(found["fc"], model(X))
     assert not any(output.requires_grad for output in found.values())
     # One name need not be in a list; the mode is the reader's.
-    assert activations(model.train(), X, "layer3")["layer3"].shape == (6, 64, 8, 8)
+    third = probes.activations(model.train(), X, "layer3")["layer3"]
+    assert third.shape == (6, 64, 8, 8)
     assert model.bn1.num_batches_tracked == 1
     in_place = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True))
-    found = activations(in_place, X, ["0", "1"])
+    found = probes.activations(in_place, X, ["0", "1"])
     assert found["0"].min() < 0 and torch.equal(found["0"].relu(), found["1"])
 
 
@@ -130,7 +120,7 @@ def test_an_unknown_layer_gets_near_names_and_a_spare_one_its_own(refused):
         ("zzz",): "'layer1', 'layer2', 'layer3'",
         ("spare",): "never calls its layer 'spare'",
     }.items():
-        refused(told, activations, model, X, list(names))
+        refused(told, probes.activations, model, X, list(names))
     assert hook_count(model) == 0
 
 
@@ -138,12 +128,12 @@ def test_images_are_brought_to_the_model_and_results_back():
     model, seen = nn.Sequential(nn.Linear(2, 2, device="meta")), []
     model.register_forward_pre_hook(lambda net, given: seen.append(given[0].device))
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
-        activations(model, torch.rand(1, 2), ["0"])  # it came to the way back
+        probes.activations(model, torch.rand(1, 2), ["0"])  # it came to the way back
     assert seen == [torch.device("meta")]
-    assert activations(model, torch.rand(1, 2, device="meta"), "0")["0"].is_meta
+    assert probes.activations(model, torch.rand(1, 2, device="meta"), "0")["0"].is_meta
     bare = nn.Sequential(nn.ReLU())  # without weights, the images stay where they are
-    assert torch.equal(activations(bare, X, "0")["0"], X.relu())
-    assert layer_table(bare).empty
+    assert torch.equal(probes.activations(bare, X, "0")["0"], X.relu())
+    assert probes.layer_table(bare).empty
 
 
 # --- gradient_norms -------------------------------------------------------------------
@@ -153,7 +143,7 @@ def test_gradient_norms_agree_with_backward_and_leave_no_trace(refused):
     torch.manual_seed(0)
     model = get_model("resnet20")
     loss = F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.arange(4))
-    norms = gradient_norms(model, loss)
+    norms = probes.gradient_norms(model, loss)
     assert all(parameter.grad is None for parameter in model.parameters())
     loss.backward()  # the graph is still there
     names = list(norms)
@@ -164,37 +154,33 @@ def test_gradient_norms_agree_with_backward_and_leave_no_trace(refused):
     stray = nn.Linear(3, 2)(torch.ones(3)).sum()
     for other in (loss.detach(), model.conv1.weight.sum(), stray):
         told = "does not depend on the weight of"
-        refused(told, gradient_norms, model, other)
+        refused(told, probes.gradient_norms, model, other)
 
 
 # --- blocks and lesions ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "channels"), [("resnet14", 3), ("resnet18", 3), ("resnet14", 1)]
-)
-def test_parts_add_up_to_the_blocks_output(name, channels):
-    model, x = shaken(name, channels), X[:, :channels]
-    parts = block_parts(model.train(), x)
-    model.eval()
-    assert list(parts) == block_names(model)
-    outputs = activations(model, x, list(parts))
-    for block, part in parts.items():
-        assert torch.equal(part.out, outputs[block])
-        assert torch.equal(part.sum, part.x + part.f)
-    assert torch.equal(parts["layer1.1"].x, outputs["layer1.0"])
-    part = parts["layer2.0"]
-    assert part.ratio == pytest.approx((part.f.norm() / part.x.norm()).item())
+def test_parts_add_up_to_the_blocks_output():
+    for model in (shaken("resnet14"), shaken("resnet18")):
+        parts = probes.block_parts(model.train(), X)
+        assert list(parts) == probes.block_names(model)
+        outputs = probes.activations(model.eval(), X, list(parts))
+        for block, part in parts.items():
+            assert torch.equal(part.out, outputs[block])
+            assert torch.equal(part.sum, part.x + part.f)
+        assert torch.equal(parts["layer1.1"].x, outputs["layer1.0"])
+        part = parts["layer2.0"]
+        assert part.ratio == pytest.approx((part.f.norm() / part.x.norm()).item())
     plain = get_model("plain8")
-    assert block_names(plain) == ["layer1.0", "layer2.0", "layer3.0"]
-    assert block_parts(plain, X) == {}
+    assert probes.block_names(plain) == ["layer1.0", "layer2.0", "layer3.0"]
+    assert probes.block_parts(plain, X) == {}
 
 
 def test_confident_mistakes_come_first_and_path_lengths_are_binomial():
     logits = torch.tensor([[0.0, 9.0], [0.0, 1.0], [3.0, 0.0], [0.0, 4.0]])
-    assert confident_mistakes(logits, torch.tensor([0, 0, 0, 1])) == [0, 1]
-    assert path_lengths(0) == [1] and path_lengths(3) == [1, 3, 3, 1]
-    assert sum(path_lengths(54)) == 2**54
+    assert probes.confident_mistakes(logits, torch.tensor([0, 0, 0, 1])) == [0, 1]
+    assert inside.path_lengths(0) == [1] and inside.path_lengths(3) == [1, 3, 3, 1]
+    assert sum(inside.path_lengths(54)) == 2**54
 
 
 @torch.no_grad()
@@ -207,12 +193,12 @@ def test_a_lesion_is_its_equation(scale):
         model = shaken("resnet14")
         block = model.get_submodule(where)
         expected = F.relu(scale * block.residual(x) + block.shortcut(x))
-        with lesion(model, {where: scale}):
+        with probes.lesion(model, {where: scale}):
             torch.testing.assert_close(block(x), expected)
         model = shaken("plain14")
         block = model.get_submodule(where)
         expected = scale * block(x) + (1 - scale) * around
-        with lesion(model, {where: scale}):
+        with probes.lesion(model, {where: scale}):
             torch.testing.assert_close(block(x), expected)
 
 
@@ -221,12 +207,12 @@ def test_a_lesion_is_its_equation(scale):
 def test_the_model_is_whole_again_whatever_happens(name):
     model = shaken(name)
     whole, order = model(X), list(model.layer2)
-    with pytest.raises(KeyboardInterrupt), lesion(model, {"layer1.1": 0}):
+    with pytest.raises(KeyboardInterrupt), probes.lesion(model, {"layer1.1": 0}):
         assert not torch.equal(model(X), whole)
         raise KeyboardInterrupt
-    with lesion(model, {"layer1.1": 0}):
+    with probes.lesion(model, {"layer1.1": 0}):
         outer = model(X)
-        with lesion(model, {"layer1.1": 1, "layer3.1": 0}):
+        with probes.lesion(model, {"layer1.1": 1, "layer3.1": 0}):
             pass
         assert torch.equal(model(X), outer)
     assert torch.equal(model(X), whole)
@@ -234,47 +220,49 @@ def test_the_model_is_whole_again_whatever_happens(name):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+LESIONS = [{}, {"layer2.1": 0.5}, {"layer2.1": 0.2, "layer3.0": 0}]
+LESIONS += [{"layer1.0": 1, "layer3.1": 0}, {"layer1.0": 0.0}, {"layer1.0": 1.0}]
+LESIONS += [{"layer1.1": 0, "layer2.0": 0.5, "layer3.1": 0.25}]
+SHAKEN = [("resnet14", 3), ("plain14", 3), ("resnet18", 3), ("resnet14", 1)]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [("resnet14", 3), ("plain14", 3), ("resnet18", 3), ("resnet14", 1)],
-)
-def test_kept_inputs_give_the_logits_of_a_whole_pass(name, channels, refused):
+@pytest.mark.parametrize(("name", "channels"), SHAKEN)
+def test_what_the_explorer_computes_is_what_a_whole_pass_gives(name, channels, refused):
     model, x = shaken(name, channels), X[:, :channels]
-    folded = fold_batch_norm(model.train())
+    folded = inside.fold_batch_norm(model.train())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    net = LesionedNet(model, x, batch_size=4)
+    net = inside.LesionedNet(model, x, batch_size=4)
     assert model.training and not model.eval().training
     for found in (net.intact, folded(x)):
         torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-4)
-    lesions = [{}, {"layer2.1": 0.5}, {"layer2.1": 0.2, "layer3.0": 0}]
-    lesions += [{"layer1.0": 1, "layer3.1": 0}, {"layer1.0": 0.0}, {"layer1.0": 1.0}]
-    for scales in lesions:
-        found = net(scales)
-        with lesion(model, scales):
-            torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-4)
-    for scales, words in (
-        ({"layer9.0": 0}, "no layer 'layer9.0'"),
-        ({"layer1": 0}, "no block"),
-        ({"layer1.0": 1.5}, "from 0 to 1"),
-        ({"layer1.0": float("nan")}, "from 0 to 1"),
-    ):
-        refused(words, lesion(model, scales).__enter__)
-    refused("from 0 to 1", net, {"layer1.0": 2})
+    for scales in LESIONS:
+        seen = inside.look_inside(model, x, scales)
+        with probes.lesion(model, scales):
+            for found in (net(scales), seen.logits):
+                torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-4)
+            for block, part in probes.block_parts(model, x).items():
+                torch.testing.assert_close(seen.parts[f"{block}.f"], part.f)
+                torch.testing.assert_close(seen.parts[f"{block}.x"], part.x)
+        assert (seen.parts["layer1.0.h"] >= 0).all()
+    refused("no layer 'layer9.0'", net, {"layer9.0": 0})
+    refused("no block", net, {"layer1": 0})
+    for scale in (1.5, float("nan")):
+        refused("from 0 to 1", net, {"layer1.0": scale})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_model_on_a_gpu_is_measured_on_images_that_are_not():
     here, there = shaken("resnet14"), shaken("resnet14").cuda()
-    assert layer_table(there).equals(layer_table(here))
+    assert probes.layer_table(there).equals(probes.layer_table(here))
     near = {"rtol": 1e-2, "atol": 1e-2}  # and on the device of the images
     for name in PROBES.keys() - {"layer_table"}:
         found, right = (PROBES[name](net, X) for net in (there, here))
         torch.testing.assert_close(found, right, **near)
     logits = here(X)
-    net = LesionedNet(there, X)
+    net = inside.LesionedNet(there, X)
     torch.testing.assert_close(net.intact, logits, **near)
     assert net({"layer2.1": 0.5}).device.type == "cpu"
-    confident_mistakes(logits.cuda(), torch.arange(6))
-    assert len(gradient_norms(there, there(X.cuda()).sum())) == 14
-    assert activations(there, X.cuda(), "fc")["fc"].is_cuda
+    probes.confident_mistakes(logits.cuda(), torch.arange(6))
+    assert len(probes.gradient_norms(there, there(X.cuda()).sum())) == 14
+    assert probes.activations(there, X.cuda(), "fc")["fc"].is_cuda
