@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 # Windows has no forks; what is started there is started anew.
 SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
@@ -32,6 +33,13 @@ def run(module: str, arguments: Sequence[str], log: str, environment: dict) -> N
 def main(arguments: Sequence[str]) -> None:
     """`python -m forked`: what is loaded when `resnet_lib.train` is."""
     print(*sys.modules)
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Forked:

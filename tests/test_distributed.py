@@ -13,12 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Forked
+from forked import Forked, wait_until
 from nets import bits, outcome, small_net
 from torch import nn
 
@@ -185,10 +184,8 @@ def test_error_of_one_rank_reaches_all(both):
 def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path, refused):
     folder = tmp_path / "run"
     first, second = training(folder)
-    limit = time.monotonic() + 60
-    while not (folder / "checkpoint.pt").exists() and first.poll() is None:
-        assert time.monotonic() < limit
-        time.sleep(0.005)
+    kept = folder / "checkpoint.pt"
+    wait_until(lambda: kept.exists() or first.poll() is not None)
     second.send_signal(signal.SIGKILL)
     code, said = first.end()
     assert code == 1 and "Finished" not in said

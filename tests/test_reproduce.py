@@ -5,7 +5,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import tomllib
@@ -16,7 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from forked import Forked
+from forked import Forked, wait_until
 from nets import outcome
 from PIL import Image
 
@@ -76,18 +75,11 @@ def train(run, folder, minutes=math.inf, **changes):
     fit(net, load_digits(), recipe, folder, max_minutes=minutes, progress=False)
 
 
-def start(path, places, *more, popen=Forked):
+def start(path, places, *more):
     """The command itself, as a process; its trainings are started anew."""
     command = [sys.executable, "-m", "workshop.reproduce"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return popen(command + arguments(path, places, *more), env=environment)
-
-
-def wait_until(done):
-    deadline = time.monotonic() + 120
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    return Forked(command + arguments(path, places, *more), env=environment)
 
 
 # --- the plan -------------------------------------------------------------------------
@@ -121,24 +113,16 @@ FAULTS = [
     ('runs = ["x"]', f'run "x": give a table, as in {{ {RUN} }}', RUNS),
     ('defaults = "x"', 'defaults = "x": give a table, as in defaults = {', RUNS),
     (f"[[run]]\n{RUN}", "no key 'run'. Write runs", f"[[runs]]\n{RUN}"),
-    (
-        f"defaults = {{ iteration = 9 }}\n{RUNS}",
-        "defaults: there is no key 'iteration'. Write iterations",
-        f"defaults = {{ iterations = 9 }}\n{RUNS}",
-    ),
+    (f"defaults.sed = 9\n{RUNS}", "defaults: there is no key 'sed'. Write seed", RUNS),
 ]
 # The same for one run, as what follows its model.
 SAME = 'shortcut = "B", seed = 7'
 ONE_RUN = [
     ("sed = 3", "no key 'sed'. Write seed", "seed = 3"),
     ("turbo = 3", "no key 'turbo'. Choose from", ""),
-    ('shortcut = "D"', "shortcut", 'shortcut = "A"'),
     ('recipe = "best"', "choose from 'paper', 'quick'", ""),
     ('snapshots = "no"', "as in snapshots = true.", "weights = true"),
     ("iterations = 20.0", "iterations is 20.0: give a whole number", "iterations = 20"),
-    ('lr = "0.3"', "lr is '0.3': give a finite number", "lr = 0.3"),
-    ("milestones = 30", "several whole numbers", "milestones = [32, 48]"),
-    ("iterations = 20, milestones = [30]", "to the end, 20, as", "iterations = 20"),
     ('data = "mnist"', "Choose from cifar10, cifar100", ""),
     ('data = ""', "data '' is neither a set", ""),
     ("small_until = [9], small_size = [64]", "32 pixels a side", "lr = 1"),
@@ -148,7 +132,6 @@ ONE_RUN = [
 ONE_RUN = [(f"{RUN}, {bad}", words, f"{RUN}, {good}") for bad, words, good in ONE_RUN]
 ONE_RUN += [
     ('recipe = "paper"', f"as in {RUN}", RUN),
-    ("model = 20", f"model = 20: write it as in {RUN}", RUN),
     ('model = "resnet19"', "Try 14 or 20", RUN),
 ]
 PLAN = f"runs = [{{{RUN}, {SAME}}}, {{%s}}]"
@@ -194,8 +177,8 @@ def test_a_plan_that_is_not_there_or_not_toml(planned, tmp_path, capsys, refused
         refused(r"plan.toml: .* Save it in UTF-8\.", planned, text, encoding)
     assert planned(text, "utf-8") and planned(text, "utf-8-sig")  # as Notepad does
     refused("plan.toml: .*not TOML: .*line 1", planned, "runs = [A]")
-    for deep in ("runs = " + "[" * 5_000 + "]" * 5_000, "x = " + "{a=" * 5_000 + "1"):
-        refused("plan.toml: .*Write a table for each run", planned, deep)
+    deep = "runs = " + "[" * 5_000 + "]" * 5_000
+    refused("plan.toml: .*Write a table for each run", planned, deep)
     assert main([str(tmp_path / "nowhere.toml"), "--status"]) == 1
     assert "nowhere.toml: the plan cannot be read (No such" in capsys.readouterr().err
 
@@ -209,11 +192,11 @@ def test_a_killed_plan_goes_on_with_the_same_results(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other numbers give other bits
     path, (first, second) = planned(TINY.replace("= 3 ", "= 3, snapshots = true "))
     options = ("--checkpoint-seconds", "0")
-    process = start(path, places, popen=subprocess.Popen)
+    process = start(path, places)
     folder = places.work / first.name
     wait_until(lambda: iteration_of(folder) >= 6)
-    process.kill()  # the training process is orphaned, and holds the folder …
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.end()  # the training process is orphaned, and holds the folder …
     assert main(arguments(path, places, "--status")) == 0
     text = capsys.readouterr().out
     assert f"partial  {first.name}" in text and "0 done, 1 partial, 1 missing" in text
