@@ -368,7 +368,7 @@ CHANGES = [  # a layer, and what it gets in place of what it had
 
 
 def test_a_changed_or_hooked_network_and_another_have_no_description():
-    others = [type("ResNet", (ResNet,), {})((8,), (1,)), nn.Linear(2, 2)]
+    others = [type("ResNet", (ResNet,), {})((8,), (1,)), torchvision.models.resnet18()]
     for layer, name, value in CHANGES:
         others.append(get_model("resnet8"))
         assert describe(others[-1])
