@@ -130,11 +130,9 @@ def test_plain_and_residual_differ_only_in_the_additions(training):
     residual.load_state_dict(scramble(plain.train(training)).state_dict())
     x = images(2, 3, 32, 32)
     assert not torch.allclose(residual.train(training)(x), plain(x))
-    for block in residual.modules():
-        if isinstance(block, BasicBlock):
-            block.register_forward_hook(
-                lambda block, args, output: torch.relu(block.residual(*args))
-            )
+    for name, layer in residual.named_modules():
+        if name.endswith("shortcut"):
+            layer.forward = lambda x: 0
     torch.testing.assert_close(residual(x), plain(x))
 
 
@@ -293,13 +291,10 @@ def test_what_reads_the_network_answers_alike(net, read, refused):
         refused(r"got torch\.uint8", other, X.to(torch.uint8))
 
 
-def test_wrappers_take_the_network_whole(net):
+def test_wrappers_take_the_network_whole_and_torchvision_its_features(net):
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     for other in (nn.DataParallel(net), compiled):
         assert torch.equal(other(X), net(X))
-
-
-def test_torchvision_extracts_features(net):
     found = create_feature_extractor(net, {"relu": "stem", "layer2": "second"})(X)
     stem = net.relu(net.bn1(net.conv1(X)))
     assert found.keys() == {"stem", "second"}

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -159,8 +158,7 @@ def test_multiply_adds_are_those_of_the_layers():
 
 def test_rate_is_work_over_time(monkeypatch):
     now = [0.0]
-    clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(throughput, "time", Mock(perf_counter=lambda: now[0]))
 
     def job(done, work):
         while True:

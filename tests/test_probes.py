@@ -53,13 +53,12 @@ def test_a_probe_leaves_no_trace_not_even_after_an_error(name):
 
 # --- layer_table ----------------------------------------------------------------------
 
-TWICE = nn.Conv2d(3, 3, 1, bias=False)
 COUNTED = [(get_model(name), (1, 3, 32, 32)) for name in ("resnet18", "plain20")]
 COUNTED += [
     (get_model("resnet20"), (4, 3, 64, 48)),
     (get_model("resnet14", in_channels=1), (1, 1, 32, 32)),
     (nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=4)), (1, 8, 5, 5)),
-    (nn.Sequential(TWICE, TWICE), (1, 3, 4, 4)),
+    (nn.Sequential(*[nn.Conv2d(3, 3, 1, bias=False)] * 2), (1, 3, 4, 4)),  # twice
 ]
 
 
