@@ -23,13 +23,7 @@ from PIL import Image
 from resnet_lib import datasets
 from resnet_lib.cifar10 import CIFAR10, CIFAR100, download, find
 from resnet_lib.data import Normalisation
-from resnet_lib.datasets import (
-    load_cifar10,
-    load_cifar100,
-    load_data,
-    load_folder,
-    read_picture,
-)
+from resnet_lib.datasets import load_cifar10, load_data, load_folder, read_picture
 from resnet_lib.identity import data_digest
 from resnet_lib.paths import data_home, data_root
 
@@ -69,9 +63,8 @@ def test_cifar10_when_at_hand():
 def planted(monkeypatch, source, files):
     """An archive of these files that is taken for the set's."""
     sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    meta, test = source.meta["filename"], dict(source.test_list)
-    about = source.meta | {"md5": sums.pop(meta)}
-    tests = {name: sums.pop(name) for name in test.keys() & sums.keys()}
+    about = source.meta | {"md5": sums.pop(source.meta["filename"])}
+    tests = [(name, sums.pop(name)) for name, _ in source.test_list if name in sums]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=0) as tar:
         for file, content in files.items():
@@ -83,7 +76,7 @@ def planted(monkeypatch, source, files):
     monkeypatch.setattr(source, "tgz_md5", hashlib.md5(content).hexdigest())
     monkeypatch.setattr(source, "meta", about)
     monkeypatch.setattr(source, "train_list", list(sums.items()))
-    monkeypatch.setattr(source, "test_list", list(tests.items()))
+    monkeypatch.setattr(source, "test_list", tests)
     return content
 
 
@@ -178,8 +171,7 @@ def home(tmp_path, monkeypatch):
 def test_a_data_folder_as_people_write_it(home, monkeypatch):
     (home / "both" / "cifar-10-batches-py" / "cifar-10-batches-py").mkdir(parents=True)
     for written, meant in {
-        **{"~": "", "~/with a space": "with a space", "~/a$HOME": "a$HOME"},
-        "~/cifar-10-batches-py": "",
+        **{"~": "", "~/a$HOME": "a$HOME"},
         "~/with a space/cifar-10-batches-py/": "with a space",
         "~/deep/cifar-100-python": "deep",
         # A folder of that name that holds the set.
@@ -195,20 +187,20 @@ def test_a_data_folder_as_people_write_it(home, monkeypatch):
 def test_cifar100_is_downloaded_where_it_was_told_checked_and_read(
     home, tmp_path, monkeypatch, refused
 ):
-    def part(seed, labels):
-        return {"data": rows(3, seed), "fine_labels": labels, "coarse_labels": [0]}
-
     names = [f"fine {number}" for number in range(100)]
-    files = {"train": part(0, [0, 99, 5]), "test": part(1, [1, 2, 99])}
-    files["meta"] = {"fine_label_names": names, "coarse_label_names": ["all"]}
+    files = {
+        "train": {"data": rows(3), "fine_labels": [0, 99, 5], "coarse_labels": [0]},
+        "test": {"data": rows(3, 1), "fine_labels": [1, 2, 99], "coarse_labels": [0]},
+        "meta": {"fine_label_names": names, "coarse_label_names": ["all"]},
+    }
     files = {name: pickle.dumps(value) for name, value in files.items()}
     archive = tmp_path / "here.tar.gz"
     archive.write_bytes(planted(monkeypatch, CIFAR100, files))
     monkeypatch.setenv("RESNET_LIB_CIFAR100_URL", archive.as_uri())
     root = "~/with a space/cifar-100-python"
     missing = r"No CIFAR-100 in .* cifar100`.* cifar-100-python"
-    refused(missing, load_cifar100, root, error=FileNotFoundError)
-    data = load_cifar100(root, download=True)
+    refused(missing, datasets.load_cifar100, root, error=FileNotFoundError)
+    data = datasets.load_cifar100(root, download=True)
     assert (data.name, data.note) == ("cifar100", "Data: CIFAR-100.")
     assert data.classes == tuple(names)
     assert data.train.labels.tolist() == [0, 99, 5]
@@ -217,7 +209,7 @@ def test_cifar100_is_downloaded_where_it_was_told_checked_and_read(
     (home / "with a space" / "cifar-100-python" / "test").write_bytes(b"broken")
     monkeypatch.setenv("RESNET_LIB_DATA", root)
     told = r"test is damaged.*download CIFAR-100"
-    refused(told, load_cifar100, error=RuntimeError)
+    refused(told, datasets.load_cifar100, error=RuntimeError)
 
 
 @pytest.mark.parametrize("inside", ["", "/deeper/still"])
@@ -265,6 +257,8 @@ HOLE = torch.where(RAMP > 0, RAMP, 255)  # where black is transparent, on white
 EYE = 255 * torch.eye(16, dtype=torch.uint8).expand(3, -1, -1)
 RED_BLUE = torch.zeros(3, 8, 8, dtype=torch.uint8)
 RED_BLUE[0, :, :4], RED_BLUE[2, :, 4:] = 255, 255
+MODES = {"PNG": "RGBA", "GIF": "P", "BMP": "RGB", "WEBP": "RGB"}
+MODES |= {"TIFF": "CMYK", "JPEG": "CMYK"}
 PICTURES = [  # a picture, how it is saved, and what comes of it
     *[(ramp(b), k, RAMP) for b in (8, 12, 16) for k in ("PNG", "TIFF", "PPM")],
     # Mid grey: a ramp alone would look right if it wrapped around.
@@ -272,22 +266,14 @@ PICTURES = [  # a picture, how it is saved, and what comes of it
     # Other numbers in a TIFF.
     (ramp(8, np.float32) / 255, "TIFF", RAMP),
     (ramp(8, np.float32), "TIFF", RAMP),
-    (ramp(16, np.int32), "TIFF", RAMP),
     (ramp(16, np.int32) * 1_000, "TIFF", RAMP),
-    (np.zeros((1, 2), np.int32), "TIFF", grey([0, 0])),
     (np.zeros((1, 2), np.float32), "TIFF", grey([0, 0])),
-    (np.eye(16, dtype=np.float32), "TIFF", EYE),
     (np.where(np.eye(16) > 0, np.float32(1), np.float32("nan")), "TIFF", EYE),
     # Black and white, and what is transparent, on white.
     (Image.new("1", (2, 1), 1), "PNG", grey([255, 255])),
-    (Image.new("RGBA", (2, 1), (255, 0, 0, 0)), "PNG", grey([255, 255])),
     (Image.new("LA", (2, 1), (0, 128)), "PNG", grey([127, 127])),
-    *[(ramp(bits), {"transparency": 0}, HOLE) for bits in (8, 16)],
-    (ramp(8, np.uint8), {"transparency": 0}, HOLE),
-    *[(colours(mode), "PNG", RED_BLUE) for mode in ("RGB", "P", "RGBA")],
-    *[(colours("RGB"), kind, RED_BLUE) for kind in ("BMP", "WEBP")],
-    *[(colours("CMYK"), kind, RED_BLUE) for kind in ("TIFF", "JPEG")],
-    *[(colours("YCbCr"), "JPEG", RED_BLUE), (colours("P"), "GIF", RED_BLUE)],
+    *[(p, {"transparency": 0}, HOLE) for p in (ramp(16), ramp(8, np.uint8))],
+    *[(colours(mode), kind, RED_BLUE) for kind, mode in MODES.items()],
 ]
 
 
@@ -319,19 +305,13 @@ def with_chunk(kind, content, crc=None):
     return png[:place] + chunk + png[place:]
 
 
-EXTRAS = [
-    with_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(70 << 20))),
-    with_chunk(b"eXIf", b"Exif\0\0II*\0\xff\xff"),
-    with_chunk(b"eXIf", b""),
-    with_chunk(b"eXIf", b"MM\0*", crc=1),
-    with_chunk(b"tEXt", b"k\0v", crc=1),
-    with_chunk(b"abCd", b"?"),  # of no known kind
-    saved(colours("RGB")) + b"trailing",
-]
-
-
 def test_what_does_not_draw_does_not_damage(recwarn):
-    for content in EXTRAS:
+    for content in (
+        with_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(70 << 20))),
+        with_chunk(b"eXIf", b"Exif\0\0II*\0\xff\xff"),
+        with_chunk(b"eXIf", b"MM\0*", crc=1),
+        saved(colours("RGB")) + b"trailing",
+    ):
         assert torch.equal(read_picture(content), RED_BLUE)
     exif = b"Exif\0\0MM\0*\xff\xff\xff\xff"  # which leads nowhere
     jpeg = saved(colours("RGB"), "JPEG", exif=exif)
@@ -342,29 +322,24 @@ def test_what_does_not_draw_does_not_damage(recwarn):
 NOISE = rows(64).reshape(256, 256, 3)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "it is none of PNG, JPEG"),
-        (b"%PDF-1.7 ...", "it is none of"),
-        (b"GIF89a", "it cannot be decoded|it is none of"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is a drawing .SVG.; save"),
-        (b'<?xml version="1.0"?><svg/>', "it is a drawing"),
-        (saved(NOISE)[:-300], "it cannot be decoded"),
-        (saved(NOISE, "JPEG")[:-300], "it cannot be decoded"),
-        ("~/nowhere/x.png", "it cannot be opened"),
-        (Path("/"), "it cannot be opened"),
-        ("\0", "it cannot be opened"),
-        ([1, 2], r"it cannot be opened \(\[1, 2\] is no path"),
-    ],
-    ids=lambda value: None,
-)
-def test_what_is_no_picture_is_said_in_words(content, words, refused):
-    refused(words, read_picture, content)
+NO_PICTURES = [
+    (b"", "it is none of PNG, JPEG"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is a drawing .SVG.; save"),
+    (b'<?xml version="1.0"?><svg/>', "it is a drawing"),
+    (saved(NOISE)[:-300], "it cannot be decoded"),
+    ("~/nowhere/x.png", "it cannot be opened"),
+    ("\0", "it cannot be opened"),
+    ([1, 2], r"it cannot be opened \(\[1, 2\] is no path"),
+]
+
+
+def test_what_is_no_picture_is_said_in_words(refused):
+    for content, words in NO_PICTURES:
+        refused(words, read_picture, content)
 
 
 def test_a_size_that_is_none_and_too_many_pixels(monkeypatch, refused):
-    for size in (0, -3, 2.5, "8", True, 2**31, 10**400):
+    for size in (0, 2.5, 4097):
         told = "size, in pixels, is .*: give a whole number from 1 to 4096"
         refused(told, read_picture, saved(NOISE), size)
     assert read_picture(saved(NOISE), np.int64(8)).shape == (3, 8, 8)
@@ -447,25 +422,15 @@ PARTS = [  # pictures in folders, and what is said of them
     ({"training/a": 2, "training/b": 2, "testing/b": 1}, "; testing is the test set."),
     ({"TRAIN/a": 2, "TRAIN/b": 2, "Validation/b": 1}, "; Validation is the test set."),
     (PAIR | {"valid/b": 1}, "; valid is the test set."),
-    (
-        PAIR | {"val/a": 3, "test/b": 2, "test": 1},
-        "; test is the test set; left out: 1 .png, 3 in val.",
-    ),
-    (
-        PAIR | {"val/a": 1, "test": 4, "c": 3},
-        "; val is the test set; left out: 3 in c, 4 in test.",
-    ),
-    (
-        {"a": 3, "b": 3, ".": 2},
-        "33% of all, some of each class, were set aside to test on; left out: 2 .png.",
-    ),
+    (PAIR | {"val/a": 3, "test/b": 2, "test": 1}, "; left out: 1 .png, 3 in val."),
+    (PAIR | {"val/a": 1, "test": 4, "c": 3}, "; left out: 3 in c, 4 in test."),
+    ({"a": 3, "b": 3, ".": 2}, "were set aside to test on; left out: 2 .png."),
     ({"train/a": 5, "train/b": 5}, "8 training and 2 test pictures"),
     # Vehicles and an exam: classes of these names.
     ({"train": 5, "car": 5, "test": 5}, "3 classes, 12 training and 3 test pictures"),
 ]
 HALVES = [  # one part holds classes and the other does not
-    (PAIR | {"test": 1}, "classes and test does not. Give both the"),
-    ({"Training/a": 2, "Training/b": 2, "Val": 1}, "classes and Val does not."),
+    ({"Training/a": 2, "Training/b": 2, "Val": 1}, "and Val does not. Give both the"),
     ({"a": 2, "b": 2, "Test/a": 2}, "classes and train does not."),
 ]
 
@@ -528,27 +493,23 @@ def test_folders_that_cannot_be_used(tmp_path, refused):
     told("does not exist")
     place.mkdir()
     told("holds 0 folders of pictures. Give it one folder per class, 2 or more")
-    Image.new("L", (4, 4)).save(place / "flat.png")
-    told("holds 0 folders of pictures")
-    fill(place, {"a": 3, "b": 0})
-    told("b holds no pictures. Put some there")
-    (place / "b").rmdir()
+    fill(place, {"a": 3})
     told("holds 1 folders of pictures")
+    fill(place, {"b": 0})
+    told("b holds no pictures. Put some there")
     fill(place, {"b": 1})
     told("class b has 1 picture. Give it 2 or more")
     fill(place, {"b": 2})
-    for share in (0, 1, -1, 20, "0.2", None, float("nan"), [0.2], 1j):
+    for share in (0, 1, "0.2", float("nan"), 1j):
         told("between 0 and 1, as 0.2", test=share)
-    for size in (0, 32.0, "32", True, None):
-        told("a whole number from 1 to 4096", size=size)
-    for grey in ("no", 1, None):
-        told("grey is .*: give True or False", grey=grey)
+    told("a whole number from 1 to 4096", size=None)
+    told("grey is 1: give True or False", grey=1)
     for share in (0.5, Fraction(1, 2), np.float32(0.5)):
         assert len(load_folder(place, np.int64(8), share).test) == 3
     for name in "pqrs":
         (place / "a" / f"{name}.png").write_bytes(b"no picture")
     told(r"4 pictures of .*x cannot be read.*p\.png: it is none of.*; …")
-    refused("is a file", load_folder, place / "flat.png")
+    refused("is a file", load_folder, place / "a" / "p.png")
     refused(r"'' is no path\.", load_folder, "")
     told = r"3 is no path\. Give text, as in '~/pets'"
     refused(told, load_folder, 3, error=TypeError)
