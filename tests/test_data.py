@@ -166,7 +166,6 @@ def test_labels_of_any_whole_numbers():
         assert labels.dtype == torch.int64 and torch.equal(labels, LABELS)
 
 
-BINARY = (PIXELS > 127).byte() * 255
 GREY = PIXELS.flatten(1)[:, :784]
 # Wrong images, words of the sentence, and what its remedies give.
 WRONG = [
@@ -177,7 +176,7 @@ WRONG = [
     (ARRAY.astype(np.uint16) * 257, "uint16 from 0 to 65535", PIXELS),
     ((PIXELS.int() * 257).to(torch.uint16), "to 65535", PIXELS),
     (PIXELS.long() * 1_000, "from 0 to 2.55e+05", PIXELS),
-    (LAST > 127, "bool from 0 to 1: convert", BINARY),
+    (LAST > 127, "bool from 0 to 1: convert", (PIXELS > 127).byte() * 255),
     (PIXELS.permute(0, 2, 3, 1), "got (20, 32, 32, 3). Move", PIXELS),
     (PIXELS.flatten(1), "got (20, 3072). Rows take", PIXELS),
     (GREY.numpy(), "got (20, 784). Rows take", GREY.view(20, 1, 28, 28)),
@@ -310,9 +309,8 @@ def test_what_a_set_takes_and_tells(refused):
         refused(re.escape(words), Dataset, **parts)
     assert Dataset("mine", TEN, DOWN[DOWN.labels >= 0], GOOD)  # the remedies
     assert Dataset("mine", TEN, Images(PIXELS, UP.labels - 1), GOOD)
-    spelt = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "pets": "pets"}
-    for name, words in spelt.items():
-        assert Dataset(name, TEN, GOOD, GOOD).note == f"Data: {words}."
+    for name, spelt in (("cifar10", "CIFAR-10"), ("pets", "pets")):
+        assert Dataset(name, TEN, GOOD, GOOD).note == f"Data: {spelt}."
     for classes in (list(TEN), np.array(TEN)):
         assert Dataset("mine", classes, GOOD, GOOD).classes == TEN
     mine = Dataset("mine", range(10), GOOD, GOOD)

@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import io
-import json
 import os
 import pickle
 import re
@@ -26,8 +25,6 @@ from resnet_lib.data import Normalisation
 from resnet_lib.datasets import load_cifar10, load_data, load_folder, read_picture
 from resnet_lib.identity import data_digest
 from resnet_lib.paths import data_home, data_root
-
-README = (Path(__file__).parent.parent / "data" / "README.md").read_text("utf-8")
 
 # --- the sets -------------------------------------------------------------------------
 
@@ -82,10 +79,7 @@ def planted(monkeypatch, source, files):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Serves `content`, with ranges; `cut` ends the reply after so many bytes.
-
-    It is a small archive in CIFAR-10's layout, taken for the real one.
-    """
+    """Serves a small archive as CIFAR-10's; `cut` ends a reply after so many bytes."""
     files = {"data_batch_1": b"train" * 200_000, "batches.meta": b"meta"}
     archive = planted(monkeypatch, CIFAR10, files)
 
@@ -103,25 +97,15 @@ def server(monkeypatch):
             self.end_headers()
             self.wfile.write(body[start:][: Handler.cut])
 
-        def log_message(self, *args):
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, args=[0.02], daemon=True).start()
-    Handler.url = f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz"
-    yield Handler
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=[0.02], daemon=True).start()
+        Handler.url = f"http://127.0.0.1:{httpd.server_port}/cifar.tar.gz"
+        yield Handler
+        httpd.shutdown()
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_goes_on_and_is_never_taken_for_whole(
-    tmp_path, server, ranges, refused
-):
+def test_a_download_goes_on_and_is_checked(tmp_path, server, ranges, refused):
     root, archive = tmp_path / "new", server.content
 
     def told(words, url):
@@ -130,15 +114,16 @@ def test_a_download_goes_on_and_is_never_taken_for_whole(
     server.content = b"a login page"
     told("not the CIFAR-10 archive", server.url)
     told("could not be read", "/tmp/cifar-10-python.tar.gz")  # without a scheme
-    assert names(root) == []
+    assert os.listdir(root) == []
     server.content, server.cut, server.ranges = archive, 400_000, ranges
     told("Run again to go on", server.url)
     assert find(CIFAR10, root) is None
     server.cut = None
     folder = download(CIFAR10, root, server.url)
     assert server.asked == [None, None, "bytes=400000-"]
-    assert names(folder) == ["batches.meta", "data_batch_1"]
-    assert names(root) == [folder.name] and names(tmp_path) == ["new"]  # not outside
+    assert sorted(os.listdir(folder)) == ["batches.meta", "data_batch_1"]
+    assert os.listdir(root) == [folder.name]
+    assert os.listdir(tmp_path) == ["new"]  # nothing outside
     assert download(CIFAR10, root, "http://127.0.0.1:9/") == folder
     assert find(CIFAR10, root) == folder
     # A part that is whole already.
@@ -184,9 +169,7 @@ def test_a_data_folder_as_people_write_it(home, monkeypatch):
     assert data_root() == data_home()  # empty is as if unset
 
 
-def test_cifar100_is_downloaded_where_it_was_told_checked_and_read(
-    home, tmp_path, monkeypatch, refused
-):
+def test_cifar100_is_downloaded_and_read(home, tmp_path, monkeypatch, refused):
     names = [f"fine {number}" for number in range(100)]
     files = {
         "train": {"data": rows(3), "fine_labels": [0, 99, 5], "coarse_labels": [0]},
@@ -204,12 +187,11 @@ def test_cifar100_is_downloaded_where_it_was_told_checked_and_read(
     assert (data.name, data.note) == ("cifar100", "Data: CIFAR-100.")
     assert data.classes == tuple(names)
     assert data.train.labels.tolist() == [0, 99, 5]
-    expected = torch.from_numpy(rows(3, 1)).view(3, 3, 32, 32)
-    assert torch.equal(data.test.images, expected)
+    assert data.test.images.shape == (3, 3, 32, 32)
+    assert torch.equal(data.test.images.flatten(1), torch.from_numpy(rows(3, 1)))
     (home / "with a space" / "cifar-100-python" / "test").write_bytes(b"broken")
     monkeypatch.setenv("RESNET_LIB_DATA", root)
-    told = r"test is damaged.*download CIFAR-100"
-    refused(told, datasets.load_cifar100, error=RuntimeError)
+    refused("test is damaged.*CIFAR-100", datasets.load_cifar100, error=RuntimeError)
 
 
 @pytest.mark.parametrize("inside", ["", "/deeper/still"])
@@ -254,7 +236,6 @@ def grey(*values):
 
 RAMP = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
 HOLE = torch.where(RAMP > 0, RAMP, 255)  # where black is transparent, on white
-EYE = 255 * torch.eye(16, dtype=torch.uint8).expand(3, -1, -1)
 RED_BLUE = torch.zeros(3, 8, 8, dtype=torch.uint8)
 RED_BLUE[0, :, :4], RED_BLUE[2, :, 4:] = 255, 255
 MODES = {"PNG": "RGBA", "GIF": "P", "BMP": "RGB", "WEBP": "RGB"}
@@ -268,7 +249,7 @@ PICTURES = [  # a picture, how it is saved, and what comes of it
     (ramp(8, np.float32), "TIFF", RAMP),
     (ramp(16, np.int32) * 1_000, "TIFF", RAMP),
     (np.zeros((1, 2), np.float32), "TIFF", grey([0, 0])),
-    (np.where(np.eye(16) > 0, np.float32(1), np.float32("nan")), "TIFF", EYE),
+    (np.float32([[1, np.nan]]), "TIFF", grey([255, 0])),
     # Black and white, and what is transparent, on white.
     (Image.new("1", (2, 1), 1), "PNG", grey([255, 255])),
     (Image.new("LA", (2, 1), (0, 128)), "PNG", grey([127, 127])),
@@ -300,8 +281,8 @@ def with_chunk(kind, content, crc=None):
     """A PNG file of red and blue with one more chunk before its pixels."""
     png = saved(colours("RGB"))
     place = png.index(b"IDAT") - 4
-    crc = zlib.crc32(kind + content) if crc is None else crc
-    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+    size, end = len(content), crc or zlib.crc32(kind + content)
+    chunk = struct.pack(f">I4s{size}sI", size, kind, content, end)
     return png[:place] + chunk + png[place:]
 
 
@@ -320,8 +301,6 @@ def test_what_does_not_draw_does_not_damage(recwarn):
 
 
 NOISE = rows(64).reshape(256, 256, 3)
-
-
 NO_PICTURES = [
     (b"", "it is none of PNG, JPEG"),
     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is a drawing .SVG.; save"),
@@ -342,7 +321,6 @@ def test_a_size_that_is_none_and_too_many_pixels(monkeypatch, refused):
     for size in (0, 2.5, 4097):
         told = "size, in pixels, is .*: give a whole number from 1 to 4096"
         refused(told, read_picture, saved(NOISE), size)
-    assert read_picture(saved(NOISE), np.int64(8)).shape == (3, 8, 8)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for side in (11, 40):
         content = saved(Image.new("L", (side, side)))
@@ -371,20 +349,19 @@ def test_bytes_paths_and_home(home):
 # --- a folder of pictures -------------------------------------------------------------
 
 
-def fill(folder, counts, kind="png", size=(20, 30)):
+def fill(folder, counts, kind="png"):
     """Pictures of one colour for each class: its place among the classes, times 40."""
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            picture = Image.new("RGB", (size[0] + i, size[1]), (40 * number, i, 0))
+            picture = Image.new("RGB", (20 + i, 30), (40 * number, i, 0))
             picture.save(folder / name / f"{i:03}.{kind}")
 
 
 def test_class_folders_are_split_and_the_split_is_said(home, capsys):
     fill(home / "pets", {"dogs": 10, "cats": 15})
     data = load_folder("~/pets")
-    said = capsys.readouterr().out
-    assert said == (
+    assert capsys.readouterr().out == (
         "folder pets: 2 classes, 20 training and 5 test pictures, the middle square of "
         "each at 32 by 32 pixels, RGB; 20% of all, some of each class, were set aside "
         "to test on.\n"
@@ -400,10 +377,8 @@ def test_class_folders_are_split_and_the_split_is_said(home, capsys):
         seen |= set(zip(part.labels.tolist(), second.tolist(), strict=True))
     assert len(seen) == 25
     # Shuffled, so that the last ones are a fair validation set, and always alike.
-    _, validation = data.split(8)
-    assert set(validation.labels.tolist()) == {0, 1}
-    again = load_folder(home / "pets")
-    assert data_digest(again) == data_digest(data)
+    assert set(data.split(8)[1].labels.tolist()) == {0, 1}
+    assert data_digest(load_folder(home / "pets")) == data_digest(data)
 
 
 def test_a_given_test_set_is_taken(tmp_path, refused):
@@ -414,6 +389,11 @@ def test_a_given_test_set_is_taken(tmp_path, refused):
     assert data.train.images.shape[2:] == (8, 8)
     fill(tmp_path / "valid", {"z": 2})
     refused("z is a class without training pictures", load_folder, tmp_path)
+    # One part holds classes and the other does not.
+    fill(tmp_path / "1", {"Training/a": 2, "Training/b": 2, "Val": 1})
+    refused("and Val does not. Give both the", load_folder, tmp_path / "1")
+    fill(tmp_path / "2", {"a": 2, "b": 2, "Test/a": 2})
+    refused("classes and train does not.", load_folder, tmp_path / "2")
 
 
 PAIR = {"train/a": 2, "train/b": 2}
@@ -429,30 +409,19 @@ PARTS = [  # pictures in folders, and what is said of them
     # Vehicles and an exam: classes of these names.
     ({"train": 5, "car": 5, "test": 5}, "3 classes, 12 training and 3 test pictures"),
 ]
-HALVES = [  # one part holds classes and the other does not
-    ({"Training/a": 2, "Training/b": 2, "Val": 1}, "and Val does not. Give both the"),
-    ({"a": 2, "b": 2, "Test/a": 2}, "classes and train does not."),
-]
 
 
-@pytest.mark.parametrize(("folders", "said"), PARTS + HALVES)
-def test_the_parts_are_known_and_what_is_left_out_is_said(
-    tmp_path, capsys, folders, said, refused
-):
+@pytest.mark.parametrize(("folders", "said"), PARTS)
+def test_the_parts_are_known_and_the_rest_is_said(tmp_path, capsys, folders, said):
     fill(tmp_path, folders)
-    if (folders, said) in HALVES:
-        return refused(said, load_folder, tmp_path)
     load_folder(tmp_path)
     assert said in capsys.readouterr().out
 
 
 def test_pictures_of_many_kinds_and_what_is_none(tmp_path, capsys):
-    fill(tmp_path, {"a": 2, "b": 2})
+    fill(tmp_path, {"a": 2, "b": 2, "a/deeper": 0, ".git": 0, "__MACOSX": 0})
     fill(tmp_path, {"a": 2, "b": 2}, "JPG")
-    (tmp_path / "a" / "deeper").mkdir()
     (tmp_path / "a" / "deeper" / "grey.png").write_bytes(saved(ramp(16)))
-    for name in (".git", "__MACOSX"):
-        (tmp_path / name).mkdir()
     others = ("a/Thumbs.db", "a/notes.txt", "a/.hidden.png", "a/._001.png")
     for name in (*others, "b/x.heic", "readme"):
         (tmp_path / name).write_bytes(b"no picture")
@@ -481,7 +450,6 @@ def test_names_in_another_encoding_can_be_printed(tmp_path, capsysbinary):
     data = load_folder(place)
     assert data.name == "folder gr\\xfcn" and data.classes == ("Größe", "b\\xe4r")
     assert "gr\\xfcn: 2 classes" in capsysbinary.readouterr().out.decode()
-    json.dumps([data.name, *data.classes]).encode()
 
 
 def test_folders_that_cannot_be_used(tmp_path, refused):
@@ -491,10 +459,8 @@ def test_folders_that_cannot_be_used(tmp_path, refused):
         refused(words, load_folder, place, **options)
 
     told("does not exist")
-    place.mkdir()
-    told("holds 0 folders of pictures. Give it one folder per class, 2 or more")
     fill(place, {"a": 3})
-    told("holds 1 folders of pictures")
+    told("holds 1 folders of pictures. Give it one folder per class, 2 or more")
     fill(place, {"b": 0})
     told("b holds no pictures. Put some there")
     fill(place, {"b": 1})
@@ -511,8 +477,7 @@ def test_folders_that_cannot_be_used(tmp_path, refused):
     told(r"4 pictures of .*x cannot be read.*p\.png: it is none of.*; …")
     refused("is a file", load_folder, place / "a" / "p.png")
     refused(r"'' is no path\.", load_folder, "")
-    told = r"3 is no path\. Give text, as in '~/pets'"
-    refused(told, load_folder, 3, error=TypeError)
+    refused(r"3 is no path\. Give text, as in '~/p", load_folder, 3, error=TypeError)
 
 
 # --- the example ----------------------------------------------------------------------
@@ -521,7 +486,8 @@ def test_folders_that_cannot_be_used(tmp_path, refused):
 def test_the_example_trains(home, monkeypatch, capsys):
     fill(home / "pets", {"cats": 10, "dogs": 10, "fish": 10})
     monkeypatch.chdir(home)
-    text = README[README.index("from dataclasses import replace") :]
+    text = (Path(__file__).parent.parent / "data" / "README.md").read_text("utf-8")
+    text = text[text.index("from dataclasses import replace") :]
     code = text[: text.index("\n```")]
     assert len([line for line in code.splitlines() if line]) <= 10
     short = code.replace("2_000", "2").replace("resnet20", "resnet8")
