@@ -249,6 +249,7 @@ PICTURES = [  # a picture, how it is saved, and what comes of it
     (ramp(8, np.float32), "TIFF", RAMP),
     (ramp(16, np.int32) * 1_000, "TIFF", RAMP),
     (np.zeros((1, 2), np.float32), "TIFF", grey([0, 0])),
+    (np.int32([[0, 1]]), "TIFF", grey([0, 1])),  # a 1 is no white among whole numbers
     (np.float32([[1, np.nan]]), "TIFF", grey([255, 0])),
     # Black and white, and what is transparent, on white.
     (Image.new("1", (2, 1), 1), "PNG", grey([255, 255])),
