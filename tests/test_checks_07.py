@@ -122,7 +122,7 @@ exits.forward = lambda x: sys.exit("from a model")
 )
 def test_examine_never_raises_and_names_what_is_odd(model, batch, words):
     found = checks.examine(model, batch)
-    assert words in str(found)
+    assert "Odd:" in str(found) and words in str(found)
     assert len(found.odd) <= 1  # and nothing that follows from it
 
 

@@ -191,7 +191,8 @@ def test_cifar100_is_downloaded_and_read(home, tmp_path, monkeypatch, refused):
     assert torch.equal(data.test.images.flatten(1), torch.from_numpy(rows(3, 1)))
     (home / "with a space" / "cifar-100-python" / "test").write_bytes(b"broken")
     monkeypatch.setenv("RESNET_LIB_DATA", root)
-    refused("test is damaged.*CIFAR-100", datasets.load_cifar100, error=RuntimeError)
+    told = r"test is damaged.*download CIFAR-100"
+    refused(told, datasets.load_cifar100, error=RuntimeError)
 
 
 @pytest.mark.parametrize("inside", ["", "/deeper/still"])
@@ -291,7 +292,9 @@ def test_what_does_not_draw_does_not_damage(recwarn):
     for content in (
         with_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(70 << 20))),
         with_chunk(b"eXIf", b"Exif\0\0II*\0\xff\xff"),
+        with_chunk(b"eXIf", b""),
         with_chunk(b"eXIf", b"MM\0*", crc=1),
+        with_chunk(b"abCd", b"?"),  # of no known kind
         saved(colours("RGB")) + b"trailing",
     ):
         assert torch.equal(read_picture(content), RED_BLUE)
@@ -306,9 +309,8 @@ NO_PICTURES = [
     (b"", "it is none of PNG, JPEG"),
     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is a drawing .SVG.; save"),
     (b'<?xml version="1.0"?><svg/>', "it is a drawing"),
-    (saved(NOISE)[:-300], "it cannot be decoded"),
-    ("~/nowhere/x.png", "it cannot be opened"),
-    ("\0", "it cannot be opened"),
+    *[(saved(NOISE, k)[:-300], "it cannot be decoded") for k in ("PNG", "JPEG")],
+    *[(p, "it cannot be opened") for p in ("~/nowhere/x.png", Path("/"), "\0")],
     ([1, 2], r"it cannot be opened \(\[1, 2\] is no path"),
 ]
 
@@ -319,7 +321,7 @@ def test_what_is_no_picture_is_said_in_words(refused):
 
 
 def test_a_size_that_is_none_and_too_many_pixels(monkeypatch, refused):
-    for size in (0, 2.5, 4097):
+    for size in (0, 2.5, True, 4097):
         told = "size, in pixels, is .*: give a whole number from 1 to 4096"
         refused(told, read_picture, saved(NOISE), size)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -403,9 +405,18 @@ PARTS = [  # pictures in folders, and what is said of them
     ({"training/a": 2, "training/b": 2, "testing/b": 1}, "; testing is the test set."),
     ({"TRAIN/a": 2, "TRAIN/b": 2, "Validation/b": 1}, "; Validation is the test set."),
     (PAIR | {"valid/b": 1}, "; valid is the test set."),
-    (PAIR | {"val/a": 3, "test/b": 2, "test": 1}, "; left out: 1 .png, 3 in val."),
-    (PAIR | {"val/a": 1, "test": 4, "c": 3}, "; left out: 3 in c, 4 in test."),
-    ({"a": 3, "b": 3, ".": 2}, "were set aside to test on; left out: 2 .png."),
+    (
+        PAIR | {"val/a": 3, "test/b": 2, "test": 1},
+        "; test is the test set; left out: 1 .png, 3 in val.",
+    ),
+    (
+        PAIR | {"val/a": 1, "test": 4, "c": 3},
+        "; val is the test set; left out: 3 in c, 4 in test.",
+    ),
+    (
+        {"a": 3, "b": 3, ".": 2},
+        "33% of all, some of each class, were set aside to test on; left out: 2 .png.",
+    ),
     ({"train/a": 5, "train/b": 5}, "8 training and 2 test pictures"),
     # Vehicles and an exam: classes of these names.
     ({"train": 5, "car": 5, "test": 5}, "3 classes, 12 training and 3 test pictures"),

@@ -1,8 +1,10 @@
-"""The grammar of the notebooks and the hygiene of their committed outputs."""
+"""The grammar of the notebooks, their home cells, the hygiene of committed outputs."""
 
+import ast
 import copy
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -11,17 +13,16 @@ from tempfile import gettempdir
 import nbformat
 import pytest
 
-from workshop.execute import STATE, VIEW, lost_widgets
+from workshop.execute import STATE, VIEW, lost_widgets, numbered
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 APPENDICES = sorted(FOLDER.glob("A[0-9]*.ipynb"))
 ALL = LESSONS + APPENDICES
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
+EVERY = ALL + SOLUTIONS
 every_lesson = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-every_notebook = pytest.mark.parametrize(
-    "path", ALL + SOLUTIONS, ids=lambda path: path.stem
-)
+every_notebook = pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
 
 
 @cache
@@ -42,8 +43,9 @@ def shown(cell, kind):
     return [output for output in cell.outputs if kind in output.get("data", {})]
 
 
-def test_there_are_lessons_with_solutions():
+def test_the_series_is_short_and_has_solutions():
     assert len(LESSONS) >= 7
+    assert sum(len(text(path, "markdown").split()) for path in ALL) <= 18_000
     judged = [p for p in ALL if re.search("^checks.check_", text(p, "code"), re.M)]
     asked = {path.stem.split("_")[0] for path in judged}
     assert {path.stem.removesuffix("_solutions") for path in SOLUTIONS} == asked
@@ -81,10 +83,6 @@ def test_there_is_something_to_look_at_every_450_words(path):
             first = since if first is None else first
             since = 0
     assert first <= 300
-
-
-def test_the_series_is_short():
-    assert sum(len(text(path, "markdown").split()) for path in ALL) <= 18_000
 
 
 @every_lesson
@@ -134,9 +132,10 @@ def models_of(notebook):
     return notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
 
 
-def views_of(notebook):
-    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [out.data[VIEW].model_id for cell in codes for out in shown(cell, VIEW)]
+def views_of(path):
+    return [
+        out.data[VIEW].model_id for cell in cells(path) for out in shown(cell, VIEW)
+    ]
 
 
 @every_notebook
@@ -159,8 +158,7 @@ def test_outputs_are_clean_and_complete(path):
     assert path in SOLUTIONS or "CIFAR-10 was not at hand" not in said
     assert lost_widgets(read(path)) == []
     models = models_of(read(path))
-    kinds = {models[view].model_name for view in views_of(read(path))}
-    assert kinds <= {"VBoxModel", "AnyModel"}
+    assert {models[v].model_name for v in views_of(path)} <= {"VBoxModel", "AnyModel"}
     for model in models.values():
         for key, name in (("layout", "LayoutModel"), ("style", "StyleModel")):
             if reference := model.state.get(key):
@@ -170,16 +168,171 @@ def test_outputs_are_clean_and_complete(path):
 
 def test_a_widget_without_state_is_found():
     """What a browser, a merge or a careless tool leaves behind."""
-    whole = next(read(path) for path in ALL if views_of(read(path)))
-    models, (view, *_) = models_of(whole), views_of(whole)
+    path = next(path for path in ALL if views_of(path))
+    models, view = models_of(read(path)), views_of(path)[0]
     layout = next(k for k, w in models.items() if w.model_name == "LayoutModel")
     for lose in (
         lambda notebook: notebook.metadata.pop("widgets"),
         lambda notebook: notebook.metadata.widgets.pop(STATE),
-        lambda notebook: models_of(notebook).clear(),
         lambda notebook: models_of(notebook).pop(view),
         lambda notebook: models_of(notebook).pop(layout),
     ):
-        notebook = copy.deepcopy(whole)
+        notebook = copy.deepcopy(read(path))
         lose(notebook)
         assert lost_widgets(notebook)
+
+
+def test_drawn_names_are_the_same_in_every_run():
+    """Those of widgets and of styled tables, whatever their order in the alphabet."""
+    path, runs = FOLDER / "04_training_on_cifar10.ipynb", []
+    tables = sorted(set(re.findall(r"\bT_[0-9a-f]{5}", str(read(path)))))
+    assert tables and views_of(path)
+    for draw in (range(1000), range(1000, 0, -1)):
+        run = nbformat.writes(read(path))
+        for number, name in zip(draw, [*models_of(read(path)), *tables], strict=False):
+            new = f"T_{number:05x}" if name in tables else f"{number:032x}"
+            run = run.replace(name, new)
+        runs.append(numbered(nbformat.reads(run, as_version=4)))
+    assert nbformat.writes(runs[0]) == nbformat.writes(runs[1])
+    assert lost_widgets(runs[0]) == []
+
+
+# --- built in the notebook, kept in the library, never drifting -----------------------
+
+# A cell tagged `home:NAME` holds the library's definition of NAME, and nothing else
+# does. Compared are syntax trees: layout, comments and docstrings are free.
+HOMES = {
+    "02_basic_block": {"PaddedIdentity", "make_shortcut", "BasicBlock", "PlainBlock"},
+    "03_resnet18": {"ResNet"},
+    "04_training_on_cifar10": {"learning_rate_at", "train_step"},
+}
+Definition = ast.ClassDef | ast.FunctionDef
+
+
+def parsed(source: str) -> list[ast.stmt]:
+    """The statements of a cell or a module, without docstrings."""
+    module = ast.parse(source)
+    for node in ast.walk(module):
+        if isinstance(node, Definition) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return module.body
+
+
+def library() -> dict[str, Definition | None]:
+    """Every name in an `__all__`, with its class or function if it is one."""
+    names, definitions = set(), {}
+    root = FOLDER.parent / "resnet_lib"
+    paths = {*root.glob("*.py"), *root.glob("*/__init__.py")}
+    # The vocabulary of the notebooks; `train` is a command, never imported.
+    for path in sorted(paths - {root / "train.py"}):
+        for node in parsed(path.read_text("utf-8")):
+            if isinstance(node, Definition):
+                definitions[node.name] = node
+            elif ast.unparse(node).startswith("__all__"):
+                names |= set(ast.literal_eval(node.value))
+    return {name: definitions.get(name) for name in names}
+
+
+LIBRARY = library()
+
+
+def bound_names(body: list[ast.AST]) -> Iterator[str]:
+    """The names that a cell binds, leaving out those local to a function or a class."""
+    for node in body:
+        if isinstance(node, Definition):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            ours = (getattr(node, "module", None) or "").startswith("resnet_lib")
+            for alias in node.names:
+                if not (ours and alias.asname in (None, alias.name)):
+                    yield alias.asname or alias.name
+        elif not isinstance(node, ast.comprehension):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            yield from bound_names(list(ast.iter_child_nodes(node)))
+
+
+def problems(source: str, homes: list[str]) -> list[str]:
+    """What is wrong with one cell, in words; empty if nothing is."""
+    # IPython's own commands are no Python.
+    body = parsed(re.sub(r"(?m)^[ \t]*[%!].*$", "", source))
+    taken = LIBRARY.keys() - set(homes)
+    found = [f"{name} is redefined" for name in bound_names(body) if name in taken]
+    here = {node.name: node for node in body if isinstance(node, Definition)}
+    if homes and not len(here) == len(body) == len(homes):
+        found.append(f"a home cell holds more than the definitions of {homes}")
+    for name in homes:
+        if LIBRARY.get(name) is None:
+            found.append(f"{name} is no public class or function of resnet_lib")
+        elif name not in here:
+            found.append(f"the home of {name} does not define it")
+        elif ast.dump(here[name]) != ast.dump(LIBRARY[name]):
+            found.append(f"{name} differs from resnet_lib's")
+    return found
+
+
+def test_notebooks_and_library_agree_and_every_idea_has_one_home():
+    homes = {path.stem: [] for path in EVERY}
+    for path in EVERY:
+        for number, cell in enumerate(cells(path), start=1):
+            names = re.findall(r"home:(\w+)", " ".join(cell.metadata.get("tags", [])))
+            assert not problems(cell.source, names), f"{path.name}, code cell {number}"
+            homes[path.stem] += names
+    everything = [name for names in homes.values() for name in names]
+    assert len(everything) == len(set(everything))
+    for stem, names in HOMES.items():
+        assert names <= set(homes[stem]), f"{stem} misses a home cell"
+
+
+SOURCE = (FOLDER.parent / "resnet_lib" / "basic_block.py").read_text("utf-8")
+BLOCK = ast.get_source_segment(SOURCE, LIBRARY["BasicBlock"])
+DIFFERENT = {
+    "self.residual(x) + self": "self.residual(x) - self",
+    "stride: int = 1": "stride: int = 2",
+    "x: Tensor": "x: nn.Module",
+    "        super().__init__()\n": "",
+    "class BasicBlock": "@staticmethod\nclass BasicBlock",
+}
+SAME = {
+    '"""relu(F(x)': '"""In my own words: relu(F(x)',
+    '"""F(x): what': '"""The residual: what',
+    "# No bias:": "\n# There is no bias:",
+    '"B"': "('B')",
+}
+PLANTED = [  # a cell, its homes, and words of the complaint
+    (BLOCK.replace("BasicBlock", "Blok"), "Blok", "no public class"),
+    ("plain9 = 1", "plain9", "no public class"),
+    (BLOCK.replace("BasicBlock", "Other"), "BasicBlock", "does not define"),
+    (BLOCK + "\n\nBasicBlock.expansion = 1", "BasicBlock", "holds more"),
+    (BLOCK + "\n\ndef helper():\n    pass", "BasicBlock", "holds more"),
+    (BLOCK + "\n\ndef fit():\n    pass", "BasicBlock", "fit is redefined"),
+    ("if True:\n    class ResNet:\n        pass", None, "ResNet is redefined"),
+    ("a, (b, BasicBlock) = 1, (2, 3)", None, "BasicBlock is redefined"),
+    ("print(fit := 3)", None, "fit is redefined"),
+    ("from timm.models.resnet import BasicBlock", None, "BasicBlock is redefined"),
+    ("from resnet_lib import plots as fit", None, "fit is redefined"),
+    ("import torch as fit", None, "fit is redefined"),
+]
+USES = [  # which are no redefinition
+    "from resnet_lib import BasicBlock, fit",
+    "from resnet_lib.basic_block import BasicBlock as BasicBlock",
+    "from torchvision.models.resnet import BasicBlock as TorchvisionBlock",
+    "class FirstAttempt:\n    BasicBlock = None",
+    "def f(fit):\n    BasicBlock = fit\n    return BasicBlock",
+    "[fit for fit in range(3)]",
+    "model.fit = 3\nmodels['fit'] = BasicBlock(fit=2)",
+    "%matplotlib inline\n!pip list\nfit(1)",
+]
+
+
+def test_planted_drifts_are_seen_and_layout_and_use_are_free():
+    for before, after in (DIFFERENT | SAME).items():
+        assert before in BLOCK
+        told = problems(BLOCK.replace(before, after), ["BasicBlock"])
+        seen = ["BasicBlock differs from resnet_lib's"] if before in DIFFERENT else []
+        assert told == seen, after
+    for cell, home, words in PLANTED:
+        told = problems(cell, [home] if home else [])
+        assert any(words in complaint for complaint in told), cell
+    for cell in USES:
+        assert problems(cell, []) == [], cell

@@ -1,6 +1,5 @@
 """A plan of runs survives kills, repeats nothing, and says where it stands."""
 
-import errno
 import math
 import os
 import re
@@ -20,12 +19,11 @@ from nets import outcome
 from PIL import Image
 
 from resnet_lib import fit, get_model
+from resnet_lib import train as command
 from resnet_lib.datasets import load_digits
 from resnet_lib.device import threads
 from resnet_lib.paths import data_home
 from resnet_lib.runs import Run, load_run, load_weights, recorded_runs
-from resnet_lib.train import main as train_main
-from resnet_lib.train import parser, recipe_from
 from workshop import reproduce as module
 from workshop.plans import read_plan
 from workshop.reproduce import Places, iteration_of, main, reproduce, status_of
@@ -42,27 +40,18 @@ runs = [
 """
 
 
-@pytest.fixture(autouse=True)
-def forked(monkeypatch):
-    """The trainings that are started here are forked: the libraries are loaded."""
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Trainings that are started here are forked: the libraries are loaded."""
     monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=-2))
-
-
-@pytest.fixture
-def planned(tmp_path):
-    """Write a plan; returns its path and its runs."""
-
-    def write(text=TINY, encoding="utf-8"):
-        path = tmp_path / "plan.toml"
-        path.write_text(text, encoding=encoding)
-        return path, read_plan(path)
-
-    return write
-
-
-@pytest.fixture
-def places(tmp_path):
     return Places(tmp_path / "work", tmp_path / "data" / "runs")
+
+
+def planned(folder, text=TINY, encoding="utf-8"):
+    """Write a plan; returns its path and its runs."""
+    path = folder / "plan.toml"
+    path.write_text(text, encoding=encoding)
+    return path, read_plan(path)
 
 
 def arguments(path, places, *more):
@@ -77,9 +66,9 @@ def train(run, folder, minutes=math.inf, **changes):
 
 def start(path, places, *more):
     """The command itself, as a process; its trainings are started anew."""
-    command = [sys.executable, "-m", "workshop.reproduce"]
+    words = [sys.executable, "-m", "workshop.reproduce"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return Forked(command + arguments(path, places, *more), env=environment)
+    return Forked(words + arguments(path, places, *more), env=environment)
 
 
 # --- the plan -------------------------------------------------------------------------
@@ -90,8 +79,8 @@ def test_a_plan_reaches_the_command_line_whole(path):
     plan = read_plan(path)
     assert len(plan) == len(tomllib.loads(path.read_text("utf-8"))["runs"]) > 0
     for run in plan:
-        options = parser().parse_args(run.command(Path("folder"))[3:])
-        assert recipe_from(options) == run.recipe
+        options = command.parser().parse_args(run.command(Path("folder"))[3:])
+        assert command.recipe_from(options) == run.recipe
         for name in ("model", "shortcut", "data", "snapshots"):
             assert getattr(options, name) == getattr(run, name)
 
@@ -113,72 +102,63 @@ FAULTS = [
     ('runs = ["x"]', f'run "x": give a table, as in {{ {RUN} }}', RUNS),
     ('defaults = "x"', 'defaults = "x": give a table, as in defaults = {', RUNS),
     (f"[[run]]\n{RUN}", "no key 'run'. Write runs", f"[[runs]]\n{RUN}"),
-    (f"defaults.sed = 9\n{RUNS}", "defaults: there is no key 'sed'. Write seed", RUNS),
+    (f"{RUNS}\ndefaults.sed = 3", "defaults: there is no key 'sed'. Write seed", RUNS),
+    ('runs = [{ recipe = "paper" }]', f"run 1, as in {RUN}", RUNS),
+    ('runs = [{ model = "resnet19" }]', "run 1, Try 14 or 20", RUNS),
+    ("runs = [A]", "not TOML: , line 1", RUNS),
+    ("runs = " + "[" * 5_000 + "]" * 5_000, "Write a table for each run", RUNS),
 ]
 # The same for one run, as what follows its model.
 SAME = 'shortcut = "B", seed = 7'
 ONE_RUN = [
     ("sed = 3", "no key 'sed'. Write seed", "seed = 3"),
-    ("turbo = 3", "no key 'turbo'. Choose from", ""),
-    ('recipe = "best"', "choose from 'paper', 'quick'", ""),
+    ("turbo = 3", "no key 'turbo'. Choose from", "lr = 1"),
+    ('recipe = "best"', "choose from 'paper', 'quick'", 'recipe = "quick"'),
     ('snapshots = "no"', "as in snapshots = true.", "weights = true"),
-    ("iterations = 20.0", "iterations is 20.0: give a whole number", "iterations = 20"),
-    ('data = "mnist"', "Choose from cifar10, cifar100", ""),
-    ('data = ""', "data '' is neither a set", ""),
+    ("iterations = 20, milestones = [30]", "to the end, 20, as", "iterations = 20"),
+    ('data = ""', "data '' is neither a set", 'data = "cifar100"'),
     ("small_until = [9], small_size = [64]", "32 pixels a side", "lr = 1"),
     ('data = "digits"', "as in validation = 143.", 'data = "digits", validation = 143'),
-    (f"{SAME}, momentum = 0.8", "has its name, resnet20-B-paper-64k-seed7;", ""),
+    (f"{SAME}, momentum = 0.8", "has its name, resnet20-B-paper-64k-seed7;", "lr = 1"),
 ]
-ONE_RUN = [(f"{RUN}, {bad}", words, f"{RUN}, {good}") for bad, words, good in ONE_RUN]
-ONE_RUN += [
-    ('recipe = "paper"', f"as in {RUN}", RUN),
-    ('model = "resnet19"', "Try 14 or 20", RUN),
-]
-PLAN = f"runs = [{{{RUN}, {SAME}}}, {{%s}}]"
-FAULTS += [
-    (PLAN % bad, f"run 2, {words}", PLAN % good.strip(", "))
-    for bad, words, good in ONE_RUN
-]
+PLAN = f"runs = [{{{RUN}, {SAME}}}, {{{RUN}, %s}}]"
+FAULTS += [(PLAN % bad, f"run 2, {told}", PLAN % good) for bad, told, good in ONE_RUN]
 
 
-@pytest.mark.parametrize(("text", "words", "remedy"), FAULTS)
-def test_a_plan_that_cannot_be_carried_out(planned, refused, text, words, remedy):
-    told = ".*".join(map(re.escape, ["plan.toml: ", *words.split(", ", 1)]))
-    refused(rf"{told}.*(?<=\.)$", planned, text)
-    assert planned(remedy)[1]
+def test_a_plan_that_cannot_be_carried_out(tmp_path, refused):
+    for text, words, remedy in FAULTS:
+        told = ".*".join(map(re.escape, ["plan.toml: ", *words.split(", ", 1)]))
+        refused(rf"{told}.*(?<=\.)$", planned, tmp_path, text)
+        assert planned(tmp_path, remedy)[1], text
 
 
-def test_a_folder_with_fewer_pictures_than_are_set_aside(
-    planned, places, tmp_path, capsys, monkeypatch
-):
+def test_a_folder_with_too_few_pictures(places, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for i in range(20):
         (tmp_path / "pets" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 9), i).save(tmp_path / "pets" / "ab"[i % 2] / f"{i}.png")
     entry = 'model = "resnet8", data = "~/pets", iterations = 4, batch_size = 8'
-    path, _ = planned(f"runs = [{{{entry}}}]")
-    command = "--data ~/pets --model resnet8 --iterations 4 --batch-size 8 --run ~/x"
-    assert main(arguments(path, places)) == train_main(command.split()) == 1
+    path, _ = planned(tmp_path, f"runs = [{{{entry}}}]")
+    options = "--data ~/pets --model resnet8 --iterations 4 --batch-size 8 --run ~/x"
+    assert main(arguments(path, places)) == command.main(options.split()) == 1
     said, words = capsys.readouterr().err, "leaves none of the 16 training images of"
     assert f"{words} ~/pets. Give fewer, as in validation = 1.\n" in said
     assert f"{words} folder pets. Give fewer, as in --validation 1.\n" in said
     assert not places.work.exists() and not (tmp_path / "x").exists()
-    planned(f"runs = [{{{entry}, validation = 1}}]")
+    planned(tmp_path, f"runs = [{{{entry}, validation = 1}}]")
     assert main(arguments(path, places)) == 0
-    assert train_main([*command.split(), "--validation", "1"]) == 0
+    assert command.main([*options.split(), "--validation", "1"]) == 0
     (recorded,) = recorded_runs(places.records).values()
     for about in (recorded.about, load_run("x", tmp_path).about):
         assert about["data"] == "folder pets" and about["network"]["classes"] == 2
 
 
-def test_a_plan_that_is_not_there_or_not_toml(planned, tmp_path, capsys, refused):
-    text = f"# Größe\n{RUNS}"
-    for encoding in ("cp1252", "utf-16", "utf-16-le"):
-        refused(r"plan.toml: .* Save it in UTF-8\.", planned, text, encoding)
-    assert planned(text, "utf-8") and planned(text, "utf-8-sig")  # as Notepad does
-    refused("plan.toml: .*not TOML: .*line 1", planned, "runs = [A]")
-    deep = "runs = " + "[" * 5_000 + "]" * 5_000
-    refused("plan.toml: .*Write a table for each run", planned, deep)
+def test_a_plan_that_is_not_there_or_not_in_utf_8(tmp_path, capsys, refused):
+    text, told = f"# Größe\n{RUNS}", r"plan.toml: .* Save it in UTF-8\."
+    refused(told, planned, tmp_path, text, "cp1252")
+    refused(told, planned, tmp_path, RUNS, "utf-16-le")
+    for encoding in ("utf-8", "utf-8-sig"):  # as Notepad does
+        assert planned(tmp_path, text, encoding)
     assert main([str(tmp_path / "nowhere.toml"), "--status"]) == 1
     assert "nowhere.toml: the plan cannot be read (No such" in capsys.readouterr().err
 
@@ -186,27 +166,25 @@ def test_a_plan_that_is_not_there_or_not_toml(planned, tmp_path, capsys, refused
 # --- carrying it out ------------------------------------------------------------------
 
 
-def test_a_killed_plan_goes_on_with_the_same_results(
-    planned, places, tmp_path, monkeypatch, capsys
-):
+def test_a_killed_plan_has_the_same_results(places, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other numbers give other bits
-    path, (first, second) = planned(TINY.replace("= 3 ", "= 3, snapshots = true "))
+    path, plan = planned(tmp_path, TINY.replace("= 3 ", "= 3, snapshots = true "))
+    first, second = plan
     options = ("--checkpoint-seconds", "0")
     process = start(path, places)
-    folder = places.work / first.name
-    wait_until(lambda: iteration_of(folder) >= 6)
+    wait_until(lambda: iteration_of(places.work / first.name) >= 6)
     process.send_signal(signal.SIGKILL)
     process.end()  # the training process is orphaned, and holds the folder …
     assert main(arguments(path, places, "--status")) == 0
     text = capsys.readouterr().out
     assert f"partial  {first.name}" in text and "0 done, 1 partial, 1 missing" in text
-    errors = reproduce([first, second], places, jobs=2, options=options)
+    errors = reproduce(plan, places, jobs=2, options=options)
     # … until it has finished; nobody trains in it a second time meanwhile.
     assert all("Another process is training" in error for error in errors)
-    wait_until(lambda: Run(folder).finished)
+    wait_until(lambda: Run(places.work / first.name).finished)
     time.sleep(1)
-    assert reproduce([first, second], places, options=options) == []
-    for run in (first, second):
+    assert reproduce(plan, places, options=options) == []
+    for run in plan:
         assert status_of(run, places) == "done"
         with threads(1):
             train(run, tmp_path / run.name)
@@ -224,8 +202,8 @@ def test_a_killed_plan_goes_on_with_the_same_results(
         assert torch.equal(again.fc.weight, half.float())
 
 
-def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(planned, places):
-    path, (run, _) = planned(TINY.replace("iterations = 30", "iterations = 100_000"))
+def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path, places):
+    path, (run, _) = planned(tmp_path, TINY.replace("= 30", "= 100_000"))
     process = start(path, places, "--only", run.name)
     wait_until(lambda: iteration_of(places.work / run.name) >= 4)
     process.send_signal(signal.SIGTERM)
@@ -237,8 +215,8 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(planned, plac
     assert status_of(run, places) == "partial"
 
 
-def test_another_or_half_a_run_is_left_alone(planned, places, capsys):
-    path, (_, run) = planned()
+def test_another_or_half_a_run_is_left_alone(tmp_path, places, capsys):
+    path, (_, run) = planned(tmp_path)
     work, record = (place / run.name for place in (places.work, places.records))
 
     def told(words):
@@ -258,11 +236,10 @@ def test_another_or_half_a_run_is_left_alone(planned, places, capsys):
     assert reproduce([run], places) == [] and status_of(run, places) == "done"
 
 
-def test_what_fails_is_named_and_the_others_go_on(planned, places, monkeypatch, capfd):
-    path, (_, run) = planned(TINY.replace("= 30", "= 30, lr = 1e30"))
+def test_what_fails_is_named_and_the_others_go_on(tmp_path, places, monkeypatch, capfd):
+    path, (_, run) = planned(tmp_path, TINY.replace("= 30", "= 30, lr = 1e30"))
     with monkeypatch.context() as patch:
-        full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr(module, "publish", Mock(side_effect=full))
+        patch.setattr(module, "publish", Mock(side_effect=OSError("No space left")))
         assert main(arguments(path, places)) == 1
     written = capfd.readouterr()
     assert re.search(r"resnet8-paper-30-digits-lr1e\+30-.*: .*loss is nan", written.err)
@@ -274,8 +251,8 @@ def test_what_fails_is_named_and_the_others_go_on(planned, places, monkeypatch, 
     assert reproduce([run], places) == []
 
 
-def test_options_and_drives_that_cannot_be(planned, places, monkeypatch, capsys):
-    path, _ = planned()
+def test_options_and_drives_that_cannot_be(tmp_path, places, monkeypatch, capsys):
+    path, _ = planned(tmp_path)
     for option, words in {
         f"--work={path}": f"{path} cannot be written: .* Choose another .* --work.\n",
         "--only=resnet9": "has no run resnet9: resnet8-paper-30-digits-fp32, ",
@@ -285,5 +262,5 @@ def test_options_and_drives_that_cannot_be(planned, places, monkeypatch, capsys)
         assert re.search(words, capsys.readouterr().err)
     monkeypatch.setattr(module, "has_locks", lambda path: False)
     assert main(arguments(path, places, "--max-minutes=0")) == 0
-    words = f"{places.work} lies on a drive without file locks: see to it"
-    assert words in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{places.work} lies on a drive without file locks: see to it" in told
