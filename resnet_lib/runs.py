@@ -108,17 +108,21 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of this library's checkout, marked "-dirty" if files differ.
+    """The commit of this library's checkout, marked "-dirty" if its files differ.
 
     Where there is no git, the library's name as a git tree: the commit is one of those
     for which `git rev-parse COMMIT:resnet_lib` answers with it.
     """
-    here = str(Path(__file__).parent)
-    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        told = {"stderr": subprocess.DEVNULL, "text": True}
+        return subprocess.check_output(["git", *words], cwd=here, **told)
+
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        answer = subprocess.run(git, capture_output=True, text=True, check=True)
-        return answer.stdout.strip()
-    return f"tree {_tree(Path(__file__).parent).hex()[:12]}"
+        commit = git("describe", "--always", "--abbrev=12").strip()
+        return commit + "-dirty" * bool(git("status", "--short", "."))
+    return f"tree {_tree(here).hex()[:12]}"
 
 
 def _tree(folder: Path) -> bytes:
