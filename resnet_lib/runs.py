@@ -43,6 +43,7 @@ __all__ = [
     "read_history",
     "read_json",
     "recorded_runs",
+    "runs_so_far",
     "write_atomically",
     "write_json",
 ]
@@ -292,8 +293,8 @@ class Run:
 
     @property
     def final(self) -> "pd.Series":
-        """The last row of the history: the result of the run."""
-        return self.history.iloc[-1]
+        """The last row with a test error: of a finished run, its result."""
+        return self.history.dropna(subset=["test_error"]).iloc[-1]
 
     @cached_property
     def network(self) -> dict | None:
@@ -386,6 +387,18 @@ def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
             if Run(path.parent).finished:
                 runs[path.parent.name] = Run(path.parent)
     return runs
+
+
+def runs_so_far() -> dict[str, Run]:
+    """The recorded runs, and those in `data/unfinished` that were judged at least once,
+    by name."""
+    runs = {}
+    for path in sorted((data_home() / "unfinished").glob("*/history.csv")):
+        with contextlib.suppress(RuntimeError, OSError):
+            run = Run(path.parent)
+            if run.about and any(r["test_error"] >= 0 for r in read_history(path)):
+                runs[run.name] = run
+    return runs | recorded_runs()
 
 
 def load_run(name: str, folder: Path | str | None = None) -> Run:

@@ -1,6 +1,6 @@
-"""The README's results, two tables and a figure drawn from data/runs: `make results`.
+"""The README's results, two tables and a figure, from the runs in data: `make results`.
 
-Notebook 05 shows the same table beside the paper's.
+Notebook 05 shows the same curves beside the paper's ends.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import seaborn as sns
 from resnet_lib import plots
 from resnet_lib.paths import data_home
 from resnet_lib.recipe import PAPER, Recipe
-from resnet_lib.runs import MAY_DIFFER, Run, histories, longest_study, recorded_runs
+from resnet_lib.runs import MAY_DIFFER, Run, histories, longest_study, runs_so_far
 
 __all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "pages", "plain_vs_residual"]
 
@@ -38,21 +38,22 @@ PAPER_ERRORS = {
 
 
 def cifar10_runs() -> dict[str, Run]:
-    runs = recorded_runs()
+    """Those on their way, too."""
+    runs = runs_so_far()
     return {name: run for name, run in runs.items() if run.about["data"] == "cifar10"}
 
 
 def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Final test errors beside the paper's Table 6, a row per network and schedule.
 
-    Of runs by the paper's recipe on CIFAR-10, at any length: mean and standard
+    Of finished runs by the paper's recipe on CIFAR-10, at any length: mean and standard
     deviation over the seeds in percent, their number n, and the difference to the
     paper's 64,000 iterations in percentage points. NaN where there is nothing to
     compare, and for the deviation of a single run.
     """
     groups = defaultdict(list)
     for run in runs.values():
-        if _by_the_paper(run):
+        if run.finished and _by_the_paper(run):
             iterations = run.recipe["iterations"]
             groups[run.layers, run.about["model"], iterations].append(run)
     rows = []
@@ -81,36 +82,38 @@ def _by_the_paper(run: Run) -> bool:
 
 
 def comparison(runs: Mapping[str, Run]) -> str:
-    """Markdown: our runs of the paper's length, and the longest shorter, beside it."""
-    found, rows = beside_the_paper(runs), []
+    """Markdown: our runs of the paper's length beside the paper's."""
+    found = beside_the_paper(runs)
+    full = found[found["iterations"] == PAPER.iterations].set_index("network")
+    rows = []
     for network in ["resnet18", "plain18", *PAPER_PLAIN, *PAPER_ERRORS]:
-        ours = found[found["network"] == network]
-        if ours.empty:
-            continue
-        paper = _number(PAPER_ERRORS.get(network, PAPER_PLAIN.get(network, math.nan)))
-        whole = ours["iterations"] == PAPER.iterations
-        full, shorter = _ours(ours[whole]), _ours(ours[~whole])
+        paper = PAPER_ERRORS.get(network, PAPER_PLAIN.get(network, math.nan))
         about = "≈ " if network in PAPER_PLAIN else ""
-        rows.append([f"`{network}`", about + paper, full, shorter])
-    return _markdown(
-        f"test error (%) | the paper, {PAPER.iterations:,} iterations | ours, "
-        f"{PAPER.iterations:,} | ours, shorter",
-        rows,
-    )
+        ours, difference = _on_its_way(network, runs), "–"
+        if network in full.index:
+            row = full.loc[network]
+            count = f"{row['n']} runs" if row["n"] > 1 else "1 run"
+            ours = f"**{row['ours']:.2f}**{_number(row['std'], ' ± {:.2f}', '')} ({count})"
+            difference = _number(row["ours"] - paper, about + "{:+.2f}")
+        if ours:
+            rows.append([f"`{network}`", about + _number(paper), ours, difference])
+    head = f"test error (%), {PAPER.iterations:,} iterations | the paper | ours"
+    return _markdown(f"{head} | difference", rows)
 
 
-def _ours(rows: pd.DataFrame) -> str:
-    """The longest of the rows in words: mean ± deviation, length and number of runs."""
-    if rows.empty:
-        return "not recorded yet"
-    row = rows.loc[rows["iterations"].idxmax()]
-    error = f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", "")
-    notes = []
-    if row["iterations"] < PAPER.iterations:
-        notes.append(f"{row['iterations']:,} iterations")
-    if row["n"] > 1:
-        notes.append(f"{row['n']} runs")
-    return f"{error} ({', '.join(notes)})" if notes else error
+def _on_its_way(network: str, runs: Mapping[str, Run]) -> str:
+    """How far the furthest unfinished run of the paper's length has come, in words."""
+    ends = [
+        run.final
+        for run in runs.values()
+        if run.about["model"] == network
+        and run.recipe["iterations"] == PAPER.iterations
+        and not run.finished
+    ]
+    if not ends:
+        return ""
+    end = max(ends, key=lambda row: row["iteration"])
+    return f"on its way: {100 * end['test_error']:.2f} after {end['iteration']:,.0f}"
 
 
 def tables(runs: Mapping[str, Run]) -> str:
@@ -135,6 +138,7 @@ def tables(runs: Mapping[str, Run]) -> str:
             f"{run.environment['device']}, {run.environment['computation']}",
         ]
         for name, run in runs.items()
+        if run.finished
     ]
     means = (
         "network, the paper's recipe | iterations | runs | test error (%), mean ± std"
@@ -179,13 +183,17 @@ def plain_vs_residual(histories: pd.DataFrame) -> Sequence[plt.Axes]:
     """Error against iterations, plain nets left and residual nets right, as in Fig. 6.
 
     `histories` is a table of `runs.histories`. Training error dashed, test error solid,
-    deeper nets in stronger colours. Where a depth has several seeds the line is their
-    mean, and a band reaches from the lowest to the highest.
+    deeper nets in stronger colours, their last test error beside them. Where a depth
+    has several seeds the line is their mean, and a band reaches from the lowest to the
+    highest. Up to 20 %, as the paper, if all nets end well below.
     """
     axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True)[1]
     shown = histories[histories["part"] != "validation"]
     depths = sorted(shown["layers"].unique())
     nets = {"plain": plots.PLAIN, "residual": plots.RESIDUAL}
+    tests = shown[shown["part"] == "test"].groupby(["net", "layers", "iteration"])
+    ends = tests["error (%)"].mean().groupby(["net", "layers"]).last()
+    top = 20 if ends.max() < 18 else 100
     for ax, (net, colour) in zip(axes, nets.items(), strict=True):
         colours = sns.light_palette(colour, len(depths) + 1)[1:]
         sns.lineplot(
@@ -198,10 +206,17 @@ def plain_vs_residual(histories: pd.DataFrame) -> Sequence[plt.Axes]:
             hue_order=depths,
             palette=dict(zip(depths, colours, strict=True)),
             errorbar=("pi", 100),
+            linewidth=1.4,
+            legend=False,
             ax=ax,
         )
-        ax.set(title=f"{net} nets", ylim=(0, 100))
-        sns.move_legend(ax, "upper right", ncols=2)
+        ax.set(title=f"{net} nets", ylim=(0, top))
+        height = -top
+        for layers, end in ends[net].sort_values().items():
+            height = max(end, height + 0.06 * top)  # or close labels cover each other
+            place = (1.04 * shown["iteration"].max(), height)
+            ax.text(*place, f"{layers} layers: {end:.1f} %", va="center", color=colour)
+    axes[0].set_xlim(0, 1.45 * shown["iteration"].max())
     return axes
 
 
@@ -211,15 +226,40 @@ def draw(runs: Mapping[str, Run], path: Path) -> None:
     study = longest_study(runs)
     axes = plain_vs_residual(histories(study))
     length = next(iter(study.values())).recipe["iterations"]
-    part = (
-        ", the paper's length"
-        if length == PAPER.iterations
-        else (f", {length / PAPER.iterations:.1%} of the paper's {PAPER.iterations:,}")
-    )
+    axes[0].set_xticks([length * i // 4 for i in range(5)])
+    look = {"color": "0.3", "lw": 1.4}
+    key = {
+        "training error": plt.Line2D([], [], ls=(0, (3, 1.5)), **look),
+        "test error": plt.Line2D([], [], **look),
+    }
+    if length == PAPER.iterations:
+        key["the paper's test error"] = plt.Line2D([], [], marker="<", ls="", c="black")
+        _mark_the_paper(axes, sorted({run.layers for run in study.values()}))
     figure = axes[0].figure
-    figure.suptitle(f"CIFAR-10, {length:,} iterations{part}", fontsize=12)
+    figure.legend(key.values(), key, loc="outside lower center", ncols=3)
+    figure.suptitle(_about(study, length), fontsize=12)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _mark_the_paper(axes: Sequence[plt.Axes], depths: Sequence[int]) -> None:
+    paper = PAPER_PLAIN | PAPER_ERRORS
+    for ax, kind in zip(axes, ("plain", "resnet"), strict=True):
+        errors = [paper[f"{kind}{n}"] for n in depths if f"{kind}{n}" in paper]
+        places = [1.02 * PAPER.iterations] * len(errors)
+        ax.scatter(places, errors, marker="<", s=28, color="black", zorder=3)
+
+
+def _about(study: Mapping[str, Run], length: int) -> str:
+    """A title: how long the runs are, and which are not at their end."""
+    part = f"{length / PAPER.iterations:.1%} of the paper's {PAPER.iterations:,}"
+    part = "the paper's length" if length == PAPER.iterations else part
+    far = [
+        f"{run.about['model']} is at {run.final['iteration']:,.0f}"
+        for run in study.values()
+        if not run.finished
+    ]
+    return "; ".join([f"CIFAR-10, {length:,} iterations, {part}", *far])
 
 
 def main() -> None:
