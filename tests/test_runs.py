@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from resnet_lib import PAPER, QUICK, SMOOTHED, Recipe, runs
 from resnet_lib.paths import data_home
@@ -23,6 +24,7 @@ from resnet_lib.runs import (
     load_run,
     longest_study,
     recorded_runs,
+    runs_so_far,
 )
 from workshop import results
 
@@ -33,6 +35,22 @@ WARMED = dataclasses.replace(PAPER, warmup_lr=0.01)
 def test_the_pages_say_what_the_records_say():
     for path, text in results.pages(results.cifar10_runs()).items():
         assert path.read_text(encoding="utf-8") == text, "run `make results`"
+
+
+def test_the_figures_show_what_the_records_say():
+    study = longest_study(results.cifar10_runs())
+    with Image.open(data_home() / "results.png") as picture:
+        assert picture.text["Description"] == results.ends(study), "run `make results`"
+    notebook = data_home().parent / "notebooks" / "05_plain_vs_residual.ipynb"
+    outputs = notebook.read_text(encoding="utf-8")
+    for net in ("plain", "residual"):
+        shallow, deep = (
+            statistics.mean(100 * run.final["test_error"] for run in alike)
+            for alike in ([r for r in study.values() if r.net == net and r.layers == n]
+                          for n in (20, 56))
+        )  # fmt: skip
+        told = f"end at {shallow:.1f} % test error with 20 layers and {deep:.1f} % with"
+        assert f"{net} nets {told} 56" in outputs, f"execute {notebook.name}"
 
 
 def test_the_recipes_reach_91_percent_and_quick_with_every_one_of_five_seeds():
@@ -162,6 +180,30 @@ def test_beside_the_paper(record, tmp_path):
     pair = table.loc["resnet20", ["n", "ours", "std", "difference"]].tolist()
     assert pair == pytest.approx([2, 9.5, math.sqrt(0.5), 9.5 - 8.75])
     assert table.loc["plain20", ["std", "difference"]].isna().all()
+
+
+def test_a_run_on_its_way_counts_as_far_as_it_came(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "data_home", lambda: tmp_path)
+    for model in ("plain20", "resnet20", "resnet56", "plain56"):
+        record(model, 0.1)
+    for place in ("runs", "unfinished"):
+        (tmp_path / place).mkdir()
+    on_their_way = {folder.name: folder for folder in tmp_path.glob("*56-64000-*")}
+    for folder in tmp_path.glob("*-64000-*"):
+        place = "unfinished" if folder.name in on_their_way else "runs"
+        folder.rename(tmp_path / place / folder.name)
+    for name, rows in (("resnet56", 3), ("plain56", 1)):  # the latter not judged yet
+        (path,) = tmp_path.glob(f"unfinished/{name}-*/history.csv")
+        path.write_text("\n".join(path.read_text().split("\n")[: 1 + rows]) + "\n")
+    found = runs_so_far()
+    assert [run.layers for run in found.values()] == [56, 20, 20]
+    deep = next(iter(found.values()))
+    assert deep.final["iteration"] == 48_000 and not deep.finished
+    page = results.comparison(found)
+    assert "| `resnet20` | 8.75 | **10.00** (1 run) | +1.25 |" in page
+    assert "| `resnet56` | 6.97 | on its way: 30.00 after 48,000 | – |" in page
+    assert "plain56" not in page
+    assert set(results.beside_the_paper(found)["network"]) == {"plain20", "resnet20"}
 
 
 def test_the_curves_are_those_of_the_runs(record, tmp_path):

@@ -18,7 +18,14 @@ from resnet_lib.paths import data_home
 from resnet_lib.recipe import PAPER, Recipe
 from resnet_lib.runs import MAY_DIFFER, Run, histories, longest_study, runs_so_far
 
-__all__ = ["PAPER_ERRORS", "beside_the_paper", "draw", "pages", "plain_vs_residual"]
+__all__ = [
+    "PAPER_ERRORS",
+    "beside_the_paper",
+    "draw",
+    "ends",
+    "pages",
+    "plain_vs_residual",
+]
 
 # Read off the curves of Fig. 6, so only about right.
 PAPER_PLAIN = {"plain20": 9.5, "plain32": 10, "plain44": 12, "plain56": 13.5}
@@ -93,7 +100,8 @@ def comparison(runs: Mapping[str, Run]) -> str:
         if network in full.index:
             row = full.loc[network]
             count = f"{row['n']} runs" if row["n"] > 1 else "1 run"
-            ours = f"**{row['ours']:.2f}**{_number(row['std'], ' ± {:.2f}', '')} ({count})"
+            error = f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", "")
+            ours = f"{error} ({count})"
             difference = _number(row["ours"] - paper, about + "{:+.2f}")
         if ours:
             rows.append([f"`{network}`", about + _number(paper), ours, difference])
@@ -238,8 +246,16 @@ def draw(runs: Mapping[str, Run], path: Path) -> None:
     figure = axes[0].figure
     figure.legend(key.values(), key, loc="outside lower center", ncols=3)
     figure.suptitle(_about(study, length), fontsize=12)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Description": ends(study)})
     plt.close(figure)
+
+
+def ends(study: Mapping[str, Run]) -> str:
+    """Every run's last test error in words, kept in the figure to be held against."""
+    return "; ".join(
+        f"{name} {run.final['test_error']:.2%} at {run.final['iteration']:,.0f}"
+        for name, run in study.items()
+    )
 
 
 def _mark_the_paper(axes: Sequence[plt.Axes], depths: Sequence[int]) -> None:
