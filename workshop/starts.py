@@ -1,9 +1,10 @@
-"""What plain56's gap is made of: `python -m workshop.starts`, from five starts.
+"""What plain56's gap is made of: `python -m workshop.starts`, from other starts.
 
 - `as is`: the paper's recipe in 8,000 iterations;
 - `clipped`: the gradient of every weight tensor is cut to a length of 1;
 - `gentle`: a hundredth of the rate for the first 100 updates;
 - `built`: it begins as the trained plain20 and 36 layers that pass their input on;
+- `built, clipped`: both;
 - `again`: plain20 trains on from the same weights, which is what `built` can hope for.
 
 Finished runs stand in data/starts.json; what is cut short goes on where it stopped. One
@@ -27,7 +28,7 @@ from resnet_lib.runs import Run, load_run, write_json
 
 __all__ = ["STARTS", "built", "record"]
 
-STARTS = ("as is", "clipped", "gentle", "built", "again")
+STARTS = ("as is", "clipped", "gentle", "built", "built, clipped", "again")
 RECORDS = data_home() / "starts.json"
 
 
@@ -76,11 +77,11 @@ def begin(start: str, recipe: Recipe, data: Dataset) -> tuple[nn.Module, Recipe]
     """The network and the recipe of one start."""
     torch.manual_seed(recipe.seed)
     net = get_model("plain20" if start == "again" else "plain56")
-    if start == "clipped":
+    if "clipped" in start:
         clip(net)
     if start == "gentle":  # until the first window of 100 updates is below 100 %
         recipe = replace(recipe, warmup_lr=recipe.lr / 100, warmup_error=1.0)
-    if start in ("built", "again"):
+    if start == "again" or "built" in start:
         shallow = load_run("plain20-paper-8k").model()
         train, _ = data.split(recipe.validation)
         images = Normalisation.of(train.images)(train.images[:1_000])
@@ -91,7 +92,7 @@ def begin(start: str, recipe: Recipe, data: Dataset) -> tuple[nn.Module, Recipe]
 def record(start: str, recipe: Recipe, data: Dataset, work: Path) -> dict:
     """Train from one start, or go on; returns what is kept of it."""
     net, recipe = begin(start, recipe, data)
-    folder = work / f"{start.replace(' ', '-')}-{recipe.seed}"
+    folder = work / f"{start.replace(', ', '-').replace(' ', '-')}-{recipe.seed}"
     fit(net, data, recipe, run=folder)
     run = Run(folder)
     columns = ["iteration", "train_error", "test_error"]
