@@ -143,7 +143,7 @@ def tables(runs: Mapping[str, Run]) -> str:
             f"{run.final['train_error']:.2%}",
             f"**{run.final['test_error']:.2%}**",
             run.recipe["seed"],
-            f"{run.environment['device']}, {run.environment['computation']}",
+            _machines(run),
         ]
         for name, run in runs.items()
         if run.finished
@@ -156,6 +156,15 @@ def tables(runs: Mapping[str, Run]) -> str:
         "| seed | machine"
     )
     return _markdown(means, compared) + "\n\n" + _markdown(each, single)
+
+
+def _machines(run: Run) -> str:
+    """Where a run was computed, in the order of its sittings."""
+    sittings = [run.environment]
+    for changed in run.environment.get("resumed", []):
+        sittings.append(sittings[-1] | changed)
+    places = [f"{sitting['device']}, {sitting['computation']}" for sitting in sittings]
+    return "; then ".join(dict.fromkeys(places))
 
 
 def _number(value: float, form: str = "{:.2f}", missing: str = "–") -> str:
@@ -222,9 +231,9 @@ def plain_vs_residual(histories: pd.DataFrame) -> Sequence[plt.Axes]:
         height = -top
         for layers, end in ends[net].sort_values().items():
             height = max(end, height + 0.06 * top)  # or close labels cover each other
-            place = (1.04 * shown["iteration"].max(), height)
-            ax.text(*place, f"{layers} layers: {end:.1f} %", va="center", color=colour)
-    axes[0].set_xlim(0, 1.45 * shown["iteration"].max())
+            place = (1.13 * shown["iteration"].max(), height)
+            ax.text(*place, f"{layers} layers: {end:.2f} %", va="center", color=colour)
+    axes[0].set_xlim(0, 1.62 * shown["iteration"].max())
     return axes
 
 
@@ -241,7 +250,9 @@ def draw(runs: Mapping[str, Run], path: Path) -> None:
         "test error": plt.Line2D([], [], **look),
     }
     if length == PAPER.iterations:
-        key["the paper's test error"] = plt.Line2D([], [], marker="<", ls="", c="black")
+        key["the paper's test error, by layers"] = plt.Line2D(
+            [], [], marker="<", ls="", c="black"
+        )
         _mark_the_paper(axes, sorted({run.layers for run in study.values()}))
     figure = axes[0].figure
     figure.legend(key.values(), key, loc="outside lower center", ncols=3)
@@ -261,9 +272,11 @@ def ends(study: Mapping[str, Run]) -> str:
 def _mark_the_paper(axes: Sequence[plt.Axes], depths: Sequence[int]) -> None:
     paper = PAPER_PLAIN | PAPER_ERRORS
     for ax, kind in zip(axes, ("plain", "resnet"), strict=True):
-        errors = [paper[f"{kind}{n}"] for n in depths if f"{kind}{n}" in paper]
+        errors = {n: paper[f"{kind}{n}"] for n in depths if f"{kind}{n}" in paper}
         places = [1.02 * PAPER.iterations] * len(errors)
-        ax.scatter(places, errors, marker="<", s=28, color="black", zorder=3)
+        ax.scatter(places, errors.values(), marker="<", s=22, color="black", zorder=3)
+        for layers, error in errors.items():
+            ax.text(1.045 * PAPER.iterations, error, layers, va="center", size=9)
 
 
 def _about(study: Mapping[str, Run], length: int) -> str:
