@@ -190,22 +190,25 @@ def test_a_run_on_its_way_counts_as_far_as_it_came(record, tmp_path, monkeypatch
     monkeypatch.setattr(runs, "data_home", lambda: tmp_path)
     for model in ("plain20", "resnet20", "resnet56", "plain56"):
         record(model, 0.1)
+    other = dataclasses.replace(PAPER, lr=0.01, validation=0)  # no run of the paper's
+    record("resnet56", 0.2, seed=1, recipe=other)
     for place in ("runs", "unfinished"):
         (tmp_path / place).mkdir()
     on_their_way = {folder.name: folder for folder in tmp_path.glob("*56-64000-*")}
     for folder in tmp_path.glob("*-64000-*"):
         place = "unfinished" if folder.name in on_their_way else "runs"
         folder.rename(tmp_path / place / folder.name)
-    for name, rows in (("resnet56", 3), ("plain56", 1)):  # the latter not judged yet
+    ends = (("resnet56-64000-0", 2), ("resnet56-64000-1", 3), ("plain56", 1))
+    for name, rows in ends:  # the last one is not judged yet
         (path,) = tmp_path.glob(f"unfinished/{name}-*/history.csv")
         path.write_text("\n".join(path.read_text().split("\n")[: 1 + rows]) + "\n")
     found = runs_so_far()
-    assert [run.layers for run in found.values()] == [56, 20, 20]
+    assert [run.layers for run in found.values()] == [56, 56, 20, 20]
     deep = next(iter(found.values()))
-    assert deep.final["iteration"] == 48_000 and not deep.finished
+    assert deep.final["iteration"] == 32_000 and not deep.finished
     page = results.comparison(found)
     assert "| `resnet20` | 8.75 | **10.00** (1 run) | +1.25 |" in page
-    assert "| `resnet56` | 6.97 | on its way: 30.00 after 48,000 | – |" in page
+    assert "| `resnet56` | 6.97 | on its way: 50.00 after 32,000 | – |" in page
     assert "plain56" not in page
     assert set(results.beside_the_paper(found)["network"]) == {"plain20", "resnet20"}
 

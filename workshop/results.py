@@ -114,8 +114,8 @@ def _on_its_way(network: str, runs: Mapping[str, Run]) -> str:
     ends = [
         run.final
         for run in runs.values()
-        if run.about["model"] == network
-        and run.recipe["iterations"] == PAPER.iterations
+        if (run.about["model"], run.recipe["iterations"]) == (network, PAPER.iterations)
+        and _by_the_paper(run)
         and not run.finished
     ]
     if not ends:
