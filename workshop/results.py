@@ -250,7 +250,7 @@ def draw(runs: Mapping[str, Run], path: Path) -> None:
         "test error": plt.Line2D([], [], **look),
     }
     if length == PAPER.iterations:
-        key["the paper's test error, by layers"] = plt.Line2D(
+        key["the paper's test error at its end"] = plt.Line2D(
             [], [], marker="<", ls="", c="black"
         )
         _mark_the_paper(axes, sorted({run.layers for run in study.values()}))
