@@ -309,7 +309,7 @@ def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
     found.say(
         bare > 0,
         f"projection: {bare} of the shortcuts' convolutions have no normalisation "
-        "behind them",
+        "after them",
         "projections are normalised, or there are none",
     )
     if identities:

@@ -125,7 +125,7 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
             "other: copy.deepcopy."
         )
     if _same(nn.Sequential(*list(deep)[extra:]), before):
-        raise Hint("the new layers stand in front: put them behind the old ones.")
+        raise Hint("the new layers stand in front: put them after the old ones.")
     for layer, kept in zip(before, deep, strict=False):
         names = [dict(one.named_parameters()).keys() for one in (layer, kept)]
         tell(
@@ -134,7 +134,7 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
                     names[0] != names[1]
                 ),
                 "the old layers do not keep their weights, or not their places: zero "
-                "only new ones, and put these behind the old ones.": (
+                "only new ones, and put these after the old ones.": (
                     not all(map(torch.equal, layer.parameters(), kept.parameters()))
                 ),
                 "the old layers lost BN's running statistics: copy the buffers as "

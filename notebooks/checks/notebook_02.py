@@ -166,7 +166,7 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
             "and x cannot be added."
         )
     if not norms:
-        raise Hint("the shortcut's convolution has no BN behind it.")
+        raise Hint("the shortcut's convolution has no BN after it.")
     if parts != [conv := convs[0], norms[0]]:
         raise Hint("the projection is a convolution and a BN, and nothing else.")
     if conv.kernel_size != (1, 1):
@@ -222,7 +222,7 @@ def _wrong_outputs(block, x: Tensor, depth: int) -> dict[str, Tensor]:
         f"F(x) is never negative: there is a ReLU between bn{depth} and the "
         "addition.": F.relu(F.relu(f) + around),
         "the input is never added: this is the plain block.": F.relu(f),
-        "the shortcut starts behind the first layer: keep the block's own input for "
+        "the shortcut starts after the first layer: keep the block's own input for "
         "the addition.": F.relu(f + first) if first.shape == f.shape else f,
         f"bn{depth} stands after the addition and rescales the shortcut: it belongs to "
         "the branch.": F.relu(last_bn(_branch(block, x, depth, no_bn=depth) + around)),
@@ -313,7 +313,7 @@ def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> s
             "this is F(x): add x, then apply the last ReLU.": f,
             "the ReLU comes after the addition, not before.": F.relu(f) + x,
             "x has not been added, or both BNs are left out.": F.relu(f),
-            "you add what stands behind the first ReLU: add x.": F.relu(conv(h) + h),
+            "you add what stands after the first ReLU: add x.": F.relu(conv(h) + h),
             "the ReLU inside the branch is missing.": F.relu(bn(conv(bn(conv(x)))) + x),
             "rows and columns are exchanged.": y.transpose(2, 3),
         },

@@ -117,7 +117,7 @@ def _look_at_ratio(found: Tensor, f: Tensor, around: Tensor, x: Tensor, where) -
                 F.relu(f + around)
             )
             / below,
-            "F(x) has no ReLU behind it.": norm(F.relu(f)) / below,
+            "F(x) has no ReLU after it.": norm(F.relu(f)) / below,
             "that is ‖F(x)‖: divide by ‖x‖.": norm(f),
             "these are sums of absolute values: the norm is the root of the sum of "
             "squares.": f.abs().sum((1, 2, 3)) / around.abs().sum((1, 2, 3)),

@@ -7,11 +7,11 @@ from checks.base import Hint, check, row, tell
 
 @check
 def check_stream(measure: Callable[[], Sequence[float]]) -> str:
-    """Judge `measure()`: the variance of a fresh stream behind each of nine blocks.
+    """Judge `measure()`: the variance of a fresh stream after each of nine blocks.
 
     Weights are random, so the growth is judged by its size, not by its digits: over 12
     seeds the last variance is 2.2 to 5.9 times the first in training mode, and 14 times
-    or more in evaluation mode. A ReLU in the stream leaves 0.8 behind the first block.
+    or more in evaluation mode. A ReLU in the stream leaves 0.8 after the first block.
     """
     found = row(measure(), "return the nine variances in a list, not {}.")
     if len(found) != 9:
