@@ -70,6 +70,7 @@ KEPT = {
     *("plain18-digits", "plain18-paper-32k", "plain20-paper-8k", "plain56-paper-8k"),
     *("resnet18-digits", "resnet18-paper-64k", "resnet20-paper-8k"),
     *("resnet56-paper-8k", "resnet20-paper-64k", "plain20-paper-64k"),
+    "plain56-paper-64k",
 }
 
 
