@@ -43,7 +43,6 @@ __all__ = [
     "read_history",
     "read_json",
     "recorded_runs",
-    "runs_so_far",
     "write_atomically",
     "write_json",
 ]
@@ -387,18 +386,6 @@ def recorded_runs(folder: Path | str | None = None) -> dict[str, Run]:
             if Run(path.parent).finished:
                 runs[path.parent.name] = Run(path.parent)
     return runs
-
-
-def runs_so_far() -> dict[str, Run]:
-    """The recorded runs, and those in `data/unfinished` that were judged at least once,
-    by name."""
-    runs = {}
-    for path in sorted((data_home() / "unfinished").glob("*/history.csv")):
-        with contextlib.suppress(RuntimeError, OSError):
-            run = Run(path.parent)
-            if run.about and any(r["test_error"] >= 0 for r in read_history(path)):
-                runs[run.name] = run
-    return runs | recorded_runs()
 
 
 def load_run(name: str, folder: Path | str | None = None) -> Run:

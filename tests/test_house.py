@@ -67,10 +67,9 @@ def test_training_needs_no_jupyter_and_no_plots():
 
 # The runs whose weights a notebook, the explorer or a test loads.
 KEPT = {
-    *("plain18-digits", "plain18-paper-32k", "plain20-paper-8k", "plain56-paper-8k"),
-    *("resnet18-digits", "resnet18-paper-64k", "resnet20-paper-8k"),
-    *("resnet56-paper-8k", "resnet20-paper-64k", "plain20-paper-64k"),
-    "plain56-paper-64k",
+    *("plain18-digits", "plain20-paper-64k", "plain56-paper-64k"),
+    *("resnet18-digits", "resnet18-paper-64k"),
+    *("resnet20-paper-64k", "resnet56-paper-64k"),
 }
 
 

@@ -82,7 +82,7 @@ def begin(start: str, recipe: Recipe, data: Dataset) -> tuple[nn.Module, Recipe]
     if start == "gentle":  # until the first window of 100 updates is below 100 %
         recipe = replace(recipe, warmup_lr=recipe.lr / 100, warmup_error=1.0)
     if start == "again" or "built" in start:
-        shallow = load_run("plain20-paper-8k").model()
+        shallow = load_run("plain20-paper-64k").model()
         train, _ = data.split(recipe.validation)
         images = Normalisation.of(train.images)(train.images[:1_000])
         built(net, shallow, images)

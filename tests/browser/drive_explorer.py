@@ -43,7 +43,7 @@ APPS = {
     "lab": ("/lab/tree/", "JupyterLab Light"),
     "notebook": ("/notebooks/", "JupyterLab Dark"),
 }
-RUNS = {"residual": "resnet20-paper-8k", "plain": "plain20-paper-8k"}
+RUNS = {"residual": "resnet20-paper-64k", "plain": "plain20-paper-64k"}
 CELLS = (
     f"""from resnet_lib.datasets import load_data
 from resnet_lib.explorer import Explorer

@@ -34,7 +34,7 @@ ENGINE = ROOT / ".site" / "engine"  # what `make site` unpacked of onnxruntime-w
 ENGINE_SCRIPT = "ort.wasm.bundle.min.mjs"
 ENGINE_BINARY = "ort-wasm-simd-threaded.wasm"
 JUDGED = 200  # test images that the page brings along for the accuracy
-NETS = {"residual": "resnet20-paper-8k", "plain": "plain20-paper-8k"}
+NETS = {"residual": "resnet20-paper-64k", "plain": "plain20-paper-64k"}
 DIGITS = {"residual": "resnet18-digits", "plain": "plain18-digits"}
 HISTORY = {"residual": "resnet18-paper-64k"}  # a training to play back
 
