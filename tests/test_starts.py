@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from resnet_lib import PAPER, get_model
 from resnet_lib.data import Dataset, Images
+from resnet_lib.fit import Fit
 from workshop import starts
 
 PICTURES = torch.randint(256, (600, 3, 32, 32), dtype=torch.uint8)
@@ -54,3 +55,11 @@ def test_a_start_is_trained_and_kept(start, tmp_path):
     assert kept["history"]["iteration"] == [1, 2]
     assert kept["history"]["test_error"][0] is None
     assert kept["history"]["test_error"][1] > 0.5
+
+
+def test_a_start_that_is_stopped_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(starts, "fit", lambda *_, **__: Fit("interrupted", 1, []))
+    part = Images(PICTURES, LABELS)
+    data = Dataset("noise", tuple("0123456789"), part, part[:100])
+    with pytest.raises(SystemExit, match="same command goes on"):
+        starts.record("as is", PAPER.scaled(2), data, tmp_path)

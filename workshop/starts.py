@@ -90,10 +90,14 @@ def begin(start: str, recipe: Recipe, data: Dataset) -> tuple[nn.Module, Recipe]
 
 
 def record(start: str, recipe: Recipe, data: Dataset, work: Path) -> dict:
-    """Train from one start, or go on; returns what is kept of it."""
+    """Train from one start, or go on; returns what is kept of it.
+
+    SystemExit if it was stopped before its end: only whole runs are kept.
+    """
     net, recipe = begin(start, recipe, data)
     folder = work / f"{start.replace(', ', '-').replace(' ', '-')}-{recipe.seed}"
-    fit(net, data, recipe, run=folder)
+    if not fit(net, data, recipe, run=folder).finished:
+        raise SystemExit(f"{folder}: stopped. The same command goes on with it.")
     run = Run(folder)
     columns = ["iteration", "train_error", "test_error"]
     rows = run.history[columns].astype(object)
