@@ -63,3 +63,18 @@ def test_a_start_that_is_stopped_is_not_kept(monkeypatch, tmp_path):
     data = Dataset("noise", tuple("0123456789"), part, part[:100])
     with pytest.raises(SystemExit, match="same command goes on"):
         starts.record("as is", PAPER.scaled(2), data, tmp_path)
+
+
+def test_two_starts_side_by_side_lose_nothing(monkeypatch, tmp_path):
+    path = tmp_path / "starts.json"
+
+    def record(start, *_):
+        path.write_text('{"gentle, seed 0": 1}')  # the one beside it ends first
+        return 2
+
+    monkeypatch.setattr(starts, "RECORDS", path)
+    monkeypatch.setattr(starts, "record", record)
+    monkeypatch.setattr(starts, "load_data", lambda: None)
+    monkeypatch.setattr("sys.argv", ["starts", "--only", "clipped", "--seeds", "0"])
+    starts.main()
+    assert json.loads(path.read_text()) == {"gentle, seed 0": 1, "clipped, seed 0": 2}

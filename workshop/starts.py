@@ -105,6 +105,11 @@ def record(start: str, recipe: Recipe, data: Dataset, work: Path) -> dict:
     return {"environment": run.environment, "history": rows.to_dict("list")}
 
 
+def recorded() -> dict:
+    """The finished runs by name, as the file has them now."""
+    return json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         prog="python -m workshop.starts", description=__doc__.split("\n\n")[0]
@@ -117,12 +122,12 @@ def main() -> None:
     given, data = options.parse_args(), load_data()
     for seed in given.seeds:
         for start in given.only:
-            found = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
             name = f"{start}, seed {seed}"
-            if name not in found:
+            if name not in recorded():
                 recipe = replace(PAPER.scaled(8_000), seed=seed)
-                found[name] = record(start, recipe, data, given.work)
-                write_json(RECORDS, found)
+                run = record(start, recipe, data, given.work)
+                # Read again: one beside it may have ended meanwhile.
+                write_json(RECORDS, recorded() | {name: run})
 
 
 if __name__ == "__main__":
