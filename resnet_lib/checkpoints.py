@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from resnet_lib.distributed import Ranks
 from resnet_lib.identity import data_digest, describe, network_digest
+from resnet_lib.paths import has_locks
 from resnet_lib.runs import (
     Run,
     describe_environment,
@@ -29,12 +30,7 @@ from resnet_lib.runs import (
 )
 from resnet_lib.training import Training
 
-try:
-    import fcntl
-except ImportError:  # Windows has locks of its own
-    fcntl = None
-
-__all__ = ["RunFolder", "has_locks", "network_name"]
+__all__ = ["RunFolder", "network_name"]
 
 
 def _on_disk(method: Callable) -> Callable:
@@ -262,6 +258,9 @@ class RunFolder:
         weights are there before it."""
         if self.state.at_end:
             write_atomically(self.weights, _to_bytes(self._state_dict()))
+            # On the disk, too, before the checkpoints go.
+            write_atomically(self.history, history_text(self.state.rows).encode())
+            return
         with open(self.history, "a") as file:
             file.write(history_text([row], header=False))
 
@@ -299,18 +298,6 @@ class RunFolder:
         for path in self.checkpoints:
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".part").unlink(missing_ok=True)
-
-
-def has_locks(path: Path) -> bool:
-    """Whether the file system can lock a file; some network drives cannot."""
-    if fcntl is None:
-        return True
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return isinstance(error, BlockingIOError)  # another process holds it
-    return True
 
 
 def _read_checkpoint(path: Path) -> dict | None:

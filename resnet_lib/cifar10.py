@@ -1,5 +1,6 @@
 """CIFAR-10 and its sister CIFAR-100 on disk: find, download, verify."""
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -7,12 +8,14 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from resnet_lib.paths import data_root
+from resnet_lib.paths import data_root, has_locks
 from resnet_lib.progress import progress_bar
 
 __all__ = ["CIFAR10", "CIFAR100", "download", "find", "title_of"]
@@ -68,6 +71,24 @@ def download(
     if folder := find(source, root):
         return folder
     root.mkdir(parents=True, exist_ok=True)
+    with _alone(source, root):
+        return find(source, root) or _download(source, url, root)
+
+
+@contextlib.contextmanager
+def _alone(source: Source, root: Path) -> Iterator[None]:
+    """Keep out others who download the same set: two notebooks begun at once."""
+    path = root / f"{source.filename}.lock"
+    lock = FileLock(path) if has_locks(path) else contextlib.nullcontext()
+    try:
+        with lock:
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows: while somebody waits for it
+            path.unlink(missing_ok=True)
+
+
+def _download(source: Source, url: str | None, root: Path) -> Path:
     archive = root / source.filename
     if not check_integrity(archive, source.tgz_md5):
         _fetch(source, url, archive)
@@ -107,7 +128,7 @@ def _fetch(source: Source, url: str | None, path: Path) -> None:
             f"{url} is not the {title_of(source)} archive, whose md5 sum is "
             f"{source.tgz_md5}; the file was deleted. Run again, or {another}."
         )
-    part.rename(path)
+    part.replace(path)
 
 
 def _append(url: str, part: Path, name: str) -> None:

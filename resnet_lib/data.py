@@ -155,19 +155,19 @@ class Normalisation:
         # Sums of integers: the same bits on every device and for every number of
         # threads.
         if per_pixel:
-            mean = images.sum(0, dtype=torch.int64).double() / len(images)
-            ones = torch.ones(channels, 1, 1, device=images.device)
-            return cls(mean.float(), ones, black_border)
+            mean = images.sum(0, dtype=torch.int64).cpu().double() / len(images)
+            std = torch.ones(channels, 1, 1)
+            return cls(mean.float(), std, black_border).to(images.device)
         counts = torch.stack(
             [torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]
-        )
-        values = torch.arange(256, device=images.device, dtype=torch.float64)
+        ).cpu()  # an Apple GPU has no float64
+        values = torch.arange(256, dtype=torch.float64)
         pixels = counts.sum(1)
         mean = (counts * values).sum(1) / pixels
         variance = (counts * values**2).sum(1) / pixels - mean**2
         std = torch.where(variance > 0, variance, 1).sqrt()
         mean, std = mean.view(channels, 1, 1), std.view(channels, 1, 1)
-        return cls(mean.float(), std.float(), black_border)
+        return cls(mean.float(), std.float(), black_border).to(images.device)
 
     def to(self, device: torch.device | str) -> "Normalisation":
         return Normalisation(

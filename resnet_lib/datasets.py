@@ -191,14 +191,19 @@ def _parts(folder: Path) -> tuple[Path, Path | None]:
     return train or folder, test
 
 
+def _hidden(file: Path) -> bool:
+    """Whether a program put it there, or the folder it lies in."""
+    *places, name = file.parts
+    return name[0] == "." or any(place[0] in "._" for place in places)
+
+
 def _left_out(folder: Path, taken: set[Path]) -> str:
     """How many files of the folder are not among those taken, in words; "" for none."""
     parts = {file.relative_to(folder).parts[0] for file in taken}
     kinds = Counter()
     for file in sorted(set(folder.rglob("*")) - taken):
-        *places, name = file.relative_to(folder).parts
-        hidden = name[0] == "." or any(place[0] in "._" for place in places)
-        if file.is_file() and not hidden:
+        places = file.relative_to(folder).parts[:-1]
+        if file.is_file() and not _hidden(file.relative_to(folder)):
             apart = places and places[0] not in parts
             kinds[f"in {places[0]}" if apart else file.suffix or "others"] += 1
     told = ", ".join(f"{count} {_printable(kind)}" for kind, count in kinds.items())
@@ -215,7 +220,8 @@ def _files_by_class(folder: Path, known: Files | None = None) -> Files:
                 "same folders."
             )
         found = (f for f in place.rglob("*") if f.suffix.lower() in ENDINGS.split())
-        files[place.name] = sorted(f for f in found if f.is_file() and f.name[0] != ".")
+        shown = (f for f in found if not _hidden(f.relative_to(place)))
+        files[place.name] = sorted(f for f in shown if f.is_file())
         if not files[place.name]:
             raise ValueError(
                 f"{place} holds no pictures. Put some there ({ENDINGS}), or take the "

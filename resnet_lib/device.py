@@ -203,7 +203,7 @@ class GraphedStep:
         self,
         step: Callable[[Tensor], None],
         state: Callable[[], list[Tensor]],
-        before_recording: Callable[[], None] = lambda: None,
+        before_recording: Callable[[], None],
     ) -> None:
         self.step, self.state, self.before_recording = step, state, before_recording
         self.replay: Callable[[], None] | None = None

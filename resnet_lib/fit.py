@@ -212,10 +212,10 @@ def _train(
                     on_row(state.rows)
                 if state.at_end:
                     ranks.on_rank_zero(state.check_weights)
-                if folder:
-                    folder.append(row)
             if folder:
-                folder.snapshot()
+                folder.snapshot()  # the last one too, before the row that ends the run
+                if state.row_due:
+                    folder.append(row)
             if state.at_end:
                 break
             now = time.monotonic()

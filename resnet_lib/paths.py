@@ -1,9 +1,14 @@
-"""Where the project's folders lie."""
+"""Where the project's folders lie, and what their drives can do."""
 
 import os
 from pathlib import Path
 
-__all__ = ["data_home", "data_root", "expanded"]
+try:
+    import fcntl
+except ImportError:  # Windows has locks of its own
+    fcntl = None
+
+__all__ = ["data_home", "data_root", "expanded", "has_locks"]
 
 
 def data_home() -> Path:
@@ -52,3 +57,15 @@ def data_root(root: Path | str | None = None) -> Path:
                 f"RESNET_LIB_CIFAR10_URL={place.resolve().as_uri()}."
             )
     return path
+
+
+def has_locks(path: Path) -> bool:
+    """Whether the file system can lock a file; some network drives cannot."""
+    if fcntl is None:
+        return True
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)  # another process holds it
+    return True

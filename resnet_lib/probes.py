@@ -27,6 +27,7 @@ __all__ = [
     "gradient_norms",
     "layer_table",
     "lesion",
+    "way_around",
 ]
 
 
@@ -261,14 +262,23 @@ def lesion(model: nn.Module, scales: Mapping[str, float] | None) -> Iterator[nn.
                 block.forward = before[name]  # of the lesion around this one
 
 
+def way_around(block: BasicBlock | PlainBlock) -> nn.Module:
+    """The block's shortcut. A plain block has none: it is lent a parameter-free one."""
+    if isinstance(block, BasicBlock):
+        return block.shortcut
+    conv = block.conv1
+    if conv.stride == (1, 1) and conv.in_channels == conv.out_channels:
+        return nn.Identity()
+    return PaddedIdentity(conv.in_channels, conv.out_channels, conv.stride[0])
+
+
 def _weakened(block: BasicBlock | PlainBlock, scale: float, x: Tensor) -> Tensor:
     if isinstance(block, BasicBlock):
         around = block.shortcut(x)
         return F.relu(around if scale == 0 else scale * block.residual(x) + around)
     if scale == 1:
         return PlainBlock.forward(block, x)
-    conv = block.conv1
-    lent = PaddedIdentity(conv.in_channels, conv.out_channels, conv.stride[0])
+    lent = way_around(block)
     if scale == 0:
         return lent(x)
     return scale * PlainBlock.forward(block, x) + (1 - scale) * lent(x)

@@ -120,6 +120,7 @@ def _commit() -> str:
         return subprocess.check_output(["git", *words], cwd=here, **told)
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else another's
         commit = git("describe", "--always", "--abbrev=12").strip()
         return commit + "-dirty" * bool(git("status", "--short", "."))
     return f"tree {_tree(here).hex()[:12]}"

@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     data = ", ".join(DATASETS)
     add("--data", default="cifar10", help=f"{data}, or a folder of class folders")
     # torchrun would take --run for its own --run-path.
-    add("--run", "--folder", type=Path, help="default: runs/MODEL-RECIPE-LENGTH-...")
+    add("--run", "--folder", help="default: runs/MODEL-RECIPE-LENGTH-...")
     add("--device", help="cuda, mps or cpu; default: the best there is")
     add("--max-minutes", type=float, default=math.inf, help="stop then, go on later")
     add("--checkpoint-seconds", type=float, default=60, help="between checkpoints")
@@ -180,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(recipe.seed)
         model = get_model(*network, len(data.classes), data.train.images.shape[1])
         name = run_name(model.name, arguments.recipe, recipe, arguments.data)
-        run = expanded(arguments.run or Path("runs") / name)
+        own = arguments.run
+        run = expanded(Path("runs", name) if own is None else own)
         marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
         with process_group(arguments.device) as ranks:
             if ranks.first:

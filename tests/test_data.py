@@ -22,6 +22,27 @@ PIXELS, LABELS = random_pixels(), torch.arange(20) % 10
 GOOD = Images(PIXELS, LABELS)
 NORM = Normalisation.of(PIXELS)
 
+
+class WithoutDoubles(torch.Tensor):
+    """Refuses float64, as Apple's GPUs do, until it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(out, cls) and out.dtype == torch.float64:
+            raise TypeError("no float64 here")
+        return out
+
+
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_a_device_without_float64_can_normalise(per_pixel):
+    there = Normalisation.of(PIXELS.as_subclass(WithoutDoubles), per_pixel)
+    here = Normalisation.of(PIXELS, per_pixel)
+    assert torch.equal(there.mean, here.mean) and torch.equal(there.std, here.std)
+
+
 # --- batches --------------------------------------------------------------------------
 
 

@@ -9,7 +9,9 @@ import re
 import struct
 import tarfile
 import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -84,11 +86,12 @@ def server(monkeypatch):
     archive = planted(monkeypatch, CIFAR10, files)
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        content, cut, ranges, asked = archive, None, True, []
+        content, cut, ranges, asked, wait = archive, None, True, [], 0
 
         def do_GET(self):
             body, asked = Handler.content, self.headers.get("Range")
             Handler.asked.append(asked)
+            time.sleep(Handler.wait)
             start = int(asked[6:-1]) if asked and Handler.ranges else 0
             if start >= len(body):
                 return self.send_error(416)
@@ -134,6 +137,15 @@ def test_a_download_goes_on_and_is_checked(tmp_path, server, ranges, refused):
         file.unlink() if damaged is None else file.write_bytes(damaged)
         words = f"data_batch_1 is {'damaged' if damaged else 'missing'}.*Delete the fol"
         refused(words, load_data, tmp_path, error=RuntimeError)
+
+
+def test_two_notebooks_may_ask_for_a_download_at_once(tmp_path, server):
+    server.wait = 0.3
+    with ThreadPoolExecutor() as pool:
+        both = pool.map(lambda _: download(CIFAR10, tmp_path, server.url), range(2))
+        assert {*both} == {tmp_path / CIFAR10.base_folder}
+    assert len(server.asked) == 1
+    assert os.listdir(tmp_path) == [CIFAR10.base_folder]  # no lock is left
 
 
 def rows(count, seed=0):
@@ -431,7 +443,8 @@ def test_the_parts_are_known_and_the_rest_is_said(tmp_path, capsys, folders, sai
 
 
 def test_pictures_of_many_kinds_and_what_is_none(tmp_path, capsys):
-    fill(tmp_path, {"a": 2, "b": 2, "a/deeper": 0, ".git": 0, "__MACOSX": 0})
+    hidden = {".git": 0, "__MACOSX": 0, "a/.thumbnails": 2}
+    fill(tmp_path, {"a": 2, "b": 2, "a/deeper": 0} | hidden)
     fill(tmp_path, {"a": 2, "b": 2}, "JPG")
     (tmp_path / "a" / "deeper" / "grey.png").write_bytes(saved(ramp(16)))
     others = ("a/Thumbs.db", "a/notes.txt", "a/.hidden.png", "a/._001.png")

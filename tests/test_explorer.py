@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+from dataclasses import replace
 
 import drawings
 import IPython.display
@@ -13,15 +14,16 @@ import torch
 import traitlets
 from ipywidgets import Widget
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nets import small_net
 from PIL import Image
 from test_probes import shaken
 
-from resnet_lib import Dataset, Images, Normalisation, get_model, plots
+from resnet_lib import PAPER, Dataset, Images, Normalisation, fit, get_model, plots
 from resnet_lib.explorer import Explorer
 from resnet_lib.explorer.inside import kernel_of, look_inside
 from resnet_lib.explorer.widget import pictures_for
 from resnet_lib.probes import lesion
-from resnet_lib.runs import load_run
+from resnet_lib.runs import Run, load_run
 from workshop.execute import STATE, VIEW, numbered, shrink
 
 torch.manual_seed(0)
@@ -141,7 +143,6 @@ def test_the_view_gets_a_kernel_what_it_reads_and_the_accuracy(explorer):
 def test_the_state_can_be_read_and_set(explorer):
     assert (explorer.net, explorer.block) == ("residual", "layer1.0")
     explorer.block, explorer.scales = "layer2.1", {"layer1.0": 0}
-    assert sum(explorer.paths) == 2**5
     explorer.picture = 3
     assert explorer.label == 3 and torch.equal(explorer.image, PICTURES[3])
     for title, found in explorer.probabilities.items():
@@ -191,6 +192,37 @@ def test_a_run_is_played_back():
     explorer._answer(None, {"kind": "about"}, [])
     about = explorer.sent.pop()[0]["about"]["nets"][0]
     assert about["kept"][:2] == [0, 500] and about["curves"]["train_error"][0][0] == 100
+
+
+def test_a_run_is_shown_as_it_was_trained(tmp_path):
+    """With a mean for each pixel, if its recipe has one."""
+    recipe = replace(PAPER.scaled(2), batch_size=8, validation=0, per_pixel_mean=True)
+    fit(small_net(), DATA, recipe, tmp_path, device="cpu", progress=False)
+    explorer = Explorer({"residual": Run(tmp_path)}, DATA)
+    right = Normalisation.of(PART.images, per_pixel=True)
+    assert explorer.normalisation.mean.shape == right.mean.shape
+    right = Run(tmp_path).model().eval()(explorer.normalisation(PICTURES[:1]))
+    torch.testing.assert_close(explorer.look("residual").logits, right)
+
+
+@torch.no_grad()
+def test_right_answers_are_counted_again_after_more_training():
+    explorer = heard(Explorer(copy.deepcopy(PAIR), DATA, NORM, judged=11))
+    for label, right in ((1, 1), (0, 2)):  # the eleven are of the classes 0 to 9 and 0
+        explorer.models["residual"].fc.bias[label] += 1e6  # its answer from now on
+        content, _ = ask(explorer, "judge", start=0)
+        assert content["right"]["residual"] == right
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_network_on_a_gpu_is_shown(explorer):
+    there = heard(Explorer({"residual": copy.deepcopy(PAIR["residual"]).cuda()}, DATA))
+    there.normalisation = NORM
+    for kind in ("look", "judge", "kernel"):
+        ask(there, kind, net="residual", block="layer2.0", channel=0, start=0)
+    torch.testing.assert_close(
+        there.look("residual").logits, explorer.look("residual").logits, atol=1e-2
+    )
 
 
 def test_a_page_without_a_kernel_has_a_picture(explorer):

@@ -168,6 +168,17 @@ def test_rate_is_work_over_time(monkeypatch):
     assert rate(100, job, 3.0) == 6.0
 
 
+def test_the_large_product_is_one_in_the_precision_of_fit():
+    class EnoughError(Exception):
+        pass
+
+    def once(work):
+        raise EnoughError(work)
+
+    with pytest.raises(EnoughError, match=r"^17\.1"):  # GFLOP
+        throughput.matmul(once)
+
+
 def test_ctrl_c_keeps_the_whole_rounds(capsys):
     process = Mock()
     process.submit().result.side_effect = [1.0, 2.0, KeyboardInterrupt]

@@ -36,6 +36,7 @@ from resnet_lib import (
     evaluate,
     fit,
     get_model,
+    paths,
     runs,
 )
 from resnet_lib.data import Normalisation
@@ -94,6 +95,27 @@ def test_run_folder_holds_the_record(alone):
     half = torch.load(folder / "snapshots" / "iteration-000012.pt", weights_only=True)
     assert half["conv1.weight"].dtype == torch.float16
     assert half["bn1.running_var"].dtype == torch.float32  # it could overflow
+
+
+def test_all_is_on_the_disk_before_the_checkpoints_go(tmp_path, monkeypatch):
+    """A crash of the machine keeps what was synced, and may keep what was removed."""
+    done, write = [], checkpoints.write_atomically
+    remove = type(tmp_path).unlink
+
+    def unlink(path, **options):
+        done.append(f"no {path.name}")
+        remove(path, **options)
+
+    def write_and_tell(path, content):
+        write(path, content)
+        done.append(path.name)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", write_and_tell)
+    monkeypatch.setattr(type(tmp_path), "unlink", unlink)
+    assert sit(tmp_path / "run", recipe=SHORT, snapshots=(2,)).finished
+    last = done.index("no checkpoint.pt")
+    assert done[:last][-3:] == ["iteration-000002.pt", "weights.pt", "history.csv"]
+    assert Run(tmp_path / "run").history["iteration"].tolist() == [2]
 
 
 def test_finished_run_is_not_repeated(alone, tmp_path, monkeypatch):
@@ -477,13 +499,13 @@ def test_what_is_no_state_dict_is_not_called_damaged(tmp_path, refused):
 # --- drives without locks -------------------------------------------------------------
 
 
-@pytest.mark.skipif(checkpoints.fcntl is None, reason="Windows has locks of its own")
+@pytest.mark.skipif(paths.fcntl is None, reason="Windows has locks of its own")
 @pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "EIO"])
 def test_a_drive_without_locks_holds_a_run(tmp_path, monkeypatch, capsys, code):
     def flock(file, operation):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
-    monkeypatch.setattr(checkpoints.fcntl, "flock", flock)
+    monkeypatch.setattr(paths.fcntl, "flock", flock)
     assert sit(tmp_path, max_minutes=1e-9).status == "out of time"
     assert "a drive without file locks: see to it that no" in capsys.readouterr().out
     assert sit(tmp_path).finished
@@ -508,6 +530,13 @@ ARGUMENTS = shlex.split(
     "--model resnet8 --data digits --iterations 4 --batch-size 8 --validation 0 "
     "--log-every 2 --eval-every 4 --precision fp32 --checkpoint-seconds 0.2"
 )
+
+
+def test_an_empty_folder_name_is_refused(tmp_path, monkeypatch, capsys):
+    """As an unset variable leaves it; the run would lie in the folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*ARGUMENTS, "--run", ""]) == 1
+    assert "'' is no path" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 # Of old terminals, and of files that output is redirected to. None has an arrow.

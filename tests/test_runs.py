@@ -100,6 +100,15 @@ def test_a_folder_has_the_name_that_git_gives_it(tmp_path, monkeypatch):
             (tmp_path / path).unlink()  # beside the library, and in it
             commit = describe_environment("cpu", "")["commit"]
             assert commit.endswith("-dirty") == dirty
+    # Installed inside another project, whose commit says nothing about ours.
+    for place in (tmp_path / "c" / "x.py", None):
+        with monkeypatch.context() as patch:
+            if place:
+                place.parent.mkdir()
+                place.write_text("")
+                patch.setattr(runs, "__file__", str(place))
+            commit = describe_environment("cpu", "")["commit"]
+            assert commit.startswith("tree") == bool(place)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))  # as where there is no git
     commit = describe_environment("cpu", "")["commit"]
     assert commit == f"tree {_tree(Path(runs.__file__).parent).hex()[:12]}"

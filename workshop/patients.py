@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "notebooks"))
 from checks import patients
 
 from resnet_lib.datasets import load_cifar10, load_digits
+from resnet_lib.runs import write_atomically
 
 SEEDS = (0, 1, 2)
 
@@ -45,7 +46,7 @@ def record(name: str) -> None:
 
 def _write(where: Path, found: dict) -> None:
     where.parent.mkdir(parents=True, exist_ok=True)
-    where.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_atomically(where, (json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from resnet_lib.checkpoints import has_locks
 from resnet_lib.fit import stop_requests
-from resnet_lib.paths import data_home, expanded
+from resnet_lib.paths import data_home, expanded, has_locks
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import Run, halved, load_weights
 from resnet_lib.train import check_fits, escape_unprintable, load
@@ -233,8 +232,8 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, help="runs side by side")
     add("--max-minutes", type=float, default=math.inf, help="stop then, go on later")
     add("--device", help="cuda, mps or cpu; default: the best there is")
-    add("--work", type=Path, default=home.parent / "runs", help="default: runs/")
-    add("--records", type=Path, default=home / "runs", help="default: data/runs/")
+    add("--work", default=home.parent / "runs", help="default: runs/")
+    add("--records", default=home / "runs", help="default: data/runs/")
     return options
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from resnet_lib import PAPER, Recipe, fit, get_model
 from resnet_lib.data import Dataset, Normalisation
 from resnet_lib.datasets import load_data
-from resnet_lib.paths import data_home
+from resnet_lib.paths import data_home, expanded
 from resnet_lib.runs import Run, load_run, write_json
 
 __all__ = ["STARTS", "built", "record"]
@@ -118,7 +118,9 @@ def main() -> None:
     add("--only", nargs="+", choices=STARTS, default=STARTS, help="these starts")
     add("--seeds", nargs="+", type=int, default=[0, 1])
     work = Path(tempfile.gettempdir()) / "starts"
-    add("--work", type=Path, default=work, help=f"where runs go on; default: {work}")
+    add(
+        "--work", type=expanded, default=work, help=f"where runs go on; default: {work}"
+    )
     given, data = options.parse_args(), load_data()
     for seed in given.seeds:
         for start in given.only:

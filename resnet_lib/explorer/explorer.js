@@ -523,7 +523,8 @@ class View {
       } catch (error) {
         return this.tell(error.message);
       }
-      if (seen % 200 === 0 || this.about.judged <= 200) this.drawAccuracy(right, seen);
+      const { judged } = this.about;
+      if (seen % 200 === 0 || seen >= judged || judged <= 200) this.drawAccuracy(right, seen);
     }
   }
 
@@ -1045,7 +1046,8 @@ class View {
     const limit = Math.max(...sizes) || 1;
     const colour = block.stem ? COLOURS.neutral : this.colourOf(net);
     const times = scale === 1 ? "" : `${scale.toFixed(2)}·`;
-    const titles = { x: "x", f: "F(x)", sum: `${times}F(x) + x`, out: "after ReLU" };
+    const f = block.stem ? "BN" : "F(x)"; // the stem has no branch
+    const titles = { x: "x", f, sum: `${times}F(x) + x`, out: "after ReLU" };
     for (const step of STEPS) {
       const panel = this.panels[step];
       panel.root.hidden = !shown.includes(step);
@@ -1064,7 +1066,7 @@ class View {
 
   aboutBlock({ stem, residual, identity }, { x, f }) {
     if (stem)
-      return "The stem: a 3×3 convolution and BN make F(x) from the picture; a ReLU clips it.";
+      return "The stem: a 3×3 convolution and BN read the picture; a ReLU clips them.";
     if (!residual)
       return "A plain block adds nothing: its output is F(x) after the ReLU. x is its input.";
     const around = identity ? "" : "; x is what the shortcut makes of the input";

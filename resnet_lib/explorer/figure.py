@@ -54,7 +54,8 @@ def draw(explorer: "Explorer") -> Figure:
     for ax, (name, step) in zip(maps, steps.items(), strict=True):
         look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
         drawn = ax.imshow(step[channel].numpy(), interpolation="nearest", **look)
-        ax.set_title(name, fontsize=10)
+        stem = explorer.block == "stem" and name == "F(x)"  # it has no branch
+        ax.set_title("BN" if stem else name, fontsize=10)
         ax.set_xticks([])
         ax.set_yticks([])
         if explorer.pixel:
@@ -95,9 +96,9 @@ def _answers(explorer: "Explorer", title: str, ax) -> None:
     ax.set_title(f"{title}{': ' + off if off else ''}", fontsize=10)
 
 
-def png(figure: Figure, dpi: float | None = None) -> bytes:
+def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file, quickly: size matters less than time."""
     buffer = io.BytesIO()
     options = {"pil_kwargs": {"compress_level": 1}}
-    figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, **options)
+    figure.savefig(buffer, format="png", dpi=80, **options)
     return buffer.getvalue()

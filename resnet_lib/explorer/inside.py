@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from resnet_lib.basic_block import BasicBlock, PaddedIdentity, PlainBlock
-from resnet_lib.probes import block_names, lesion
+from resnet_lib.basic_block import BasicBlock
+from resnet_lib.probes import block_names, lesion, way_around
 from resnet_lib.resnet import evaluating
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "look_inside",
     "path_lengths",
     "untouched",
-    "way_around",
 ]
 
 
@@ -41,16 +40,6 @@ class Inside(NamedTuple):
     parts: dict[str, Tensor]
 
 
-def way_around(block: BasicBlock | PlainBlock) -> nn.Module:
-    """The block's shortcut. A plain block has none: it is lent a parameter-free one."""
-    if isinstance(block, BasicBlock):
-        return block.shortcut
-    conv = block.conv1
-    if conv.stride == (1, 1) and conv.in_channels == conv.out_channels:
-        return nn.Identity()
-    return PaddedIdentity(conv.in_channels, conv.out_channels, conv.stride[0])
-
-
 @torch.no_grad()
 def look_inside(
     model: nn.Module,
@@ -65,7 +54,9 @@ def look_inside(
     model runs in evaluation mode and is left in the mode that it was in. Used in
     notebook 06.
     """
-    scales, parts = scales or {}, dict(known or {})
+    home, device = images.device, model.conv1.weight.device
+    images, scales = images.to(device), scales or {}
+    parts = {name: part.to(device) for name, part in (known or {}).items()}
     with evaluating(model):
         if not parts:
             parts = {"input": images, "stem.f": model.bn1(model.conv1(images))}
@@ -82,7 +73,7 @@ def look_inside(
             else:
                 out = scale * F.relu(f) + (1 - scale) * x
         logits = model.fc(model.avgpool(out).flatten(1))  # (N, classes)
-    return Inside(logits, parts)
+    return Inside(logits.to(home), {n: part.to(home) for n, part in parts.items()})
 
 
 def untouched(
@@ -126,7 +117,7 @@ def kernel_of(model: nn.Module, block: str, channel: int) -> Kernel:
     conv, bn = (getattr(layers, name) for name in last)
     scale = bn.weight[channel] / (bn.running_var[channel] + bn.eps).sqrt()
     shift = bn.bias[channel] - scale * bn.running_mean[channel]
-    return Kernel(conv.weight[channel].detach(), scale.item(), shift.item())
+    return Kernel(conv.weight[channel].detach().cpu(), scale.item(), shift.item())
 
 
 def path_lengths(blocks: int) -> list[int]:

@@ -23,11 +23,9 @@ from resnet_lib.explorer.inside import (
     LesionedNet,
     kernel_of,
     look_inside,
-    path_lengths,
     untouched,
-    way_around,
 )
-from resnet_lib.probes import block_names, confident_mistakes
+from resnet_lib.probes import block_names, confident_mistakes, way_around
 from resnet_lib.runs import Run
 
 __all__ = ["Explorer", "describe_net", "pictures_for"]
@@ -154,7 +152,7 @@ class Explorer(anywidget.AnyWidget):
             for title, n in nets.items()
         }
         self.data = data
-        self.normalisation = normalisation or Normalisation.of(_trained_on(data, nets))
+        self.normalisation = normalisation or _trained_with(data, nets)
         self.judged = data.test[:judged]
         self.past: dict[tuple[str, int], nn.Module] = {}  # as they were, by iteration
         self.wholes: dict[str, tuple] = {}
@@ -312,10 +310,14 @@ class Explorer(anywidget.AnyWidget):
 
     def _key(self, title: str, asked: Question) -> str:
         """Stands for the weights, as they are now, and for the picture."""
+        picture = self._image(asked.picture).numpy().tobytes()
+        return str(hash((self._weights(title, asked), picture)))
+
+    def _weights(self, title: str, asked: Question) -> tuple:
+        """Stands for the weights, as they are now."""
         weights = self.model(title, asked.iteration).state_dict().values()
         version = sum(tensor._version for tensor in weights)
-        picture = self._image(asked.picture).numpy().tobytes()
-        return str(hash((self.shown(title, asked.iteration), version, picture)))
+        return self.shown(title, asked.iteration), version
 
     @property
     def probabilities(self) -> dict[str, Tensor]:
@@ -325,22 +327,16 @@ class Explorer(anywidget.AnyWidget):
     def _right(self, title: str, start: int, asked: Question) -> int:
         """How many of the `CHUNK` test images from `start` on are right."""
         part = self.judged[start : start + CHUNK]
-        key = (title, self.shown(title, asked.iteration), start)
+        key = (title, self._weights(title, asked), start)
         if key not in self.lesioned:
             here = [k for k in self.lesioned if k[0] == title and k[1] != key[1]]
-            for old in here:  # of another iteration
+            for old in here:  # of another iteration, or before more training
                 del self.lesioned[old]
             x = self.normalisation(part.images)
             self.lesioned[key] = LesionedNet(self.model(title, asked.iteration), x)
         judge = self.lesioned[key]
         scales = {name: s for name, s in asked.scales.items() if name in judge.names}
         return int((judge(scales).argmax(1) == part.labels).sum())
-
-    @property
-    def paths(self) -> list[int]:
-        """How many paths of 0, 1, 2, … branches a residual net has left."""
-        off = sum(scale == 0 for scale in self.scales.values())
-        return path_lengths(len(self.blocks) - off)
 
     # --- answers ----------------------------------------------------------------------
 
@@ -495,7 +491,7 @@ class Explorer(anywidget.AnyWidget):
         try:
             from resnet_lib.explorer.figure import png
 
-            self.saved, self.words = png(self.figure(), dpi=80), self.sentence()
+            self.saved, self.words = png(self.figure()), self.sentence()
         except Exception as error:
             self.words = f"No picture: {error}"
 
@@ -510,9 +506,10 @@ class Explorer(anywidget.AnyWidget):
         return data, {**metadata, "image/png": {"alt": words}}
 
 
-def _trained_on(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Tensor:
-    """The training images of the first run, or all of them."""
+def _trained_with(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Normalisation:
+    """That of the first run; without one, that of all training images."""
     for net in nets.values():
         if isinstance(net, Run):
-            return data.split(net.recipe["validation"])[0].images
-    return data.train.images
+            images = data.split(net.recipe["validation"])[0].images
+            return Normalisation.of(images, net.recipe["per_pixel_mean"])
+    return Normalisation.of(data.train.images)

@@ -218,7 +218,8 @@ def matmul(done: Done) -> None:
     """GFLOP of a large product in the precision of `fit`: what arithmetic can give."""
     where = device_profile()
     size = 2048 if where.device.type == "cpu" else 8192
-    a, b, out = torch.randn(3, size, size, device=where.device).to(where.dtype)
+    kind = torch.bfloat16 if where.precision == "bf16" else torch.float32
+    a, b, out = torch.randn(3, size, size, device=where.device, dtype=kind)
     while True:
         torch.mm(a, b, out=out)
         done(2e-9 * size**3)
