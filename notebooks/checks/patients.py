@@ -5,6 +5,7 @@ else, so that the same case without the fault is the run after the repair.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,10 +236,11 @@ def changed_input(case: Case) -> float:
 def channels_added(case: Case) -> float:
     """The shortcut's channels over the branch's, where they differ most."""
     with torch.no_grad():
-        return min(
+        shares = [
             block.shortcut(x).shape[1] / block.residual(x).shape[1]
             for block, x in _inputs(case)
-        )
+        ]
+    return max(shares, key=lambda share: abs(math.log(share)))
 
 
 def projection_spread(case: Case) -> float:
