@@ -102,7 +102,12 @@ def record(start: str, recipe: Recipe, data: Dataset, work: Path) -> dict:
     columns = ["iteration", "train_error", "test_error"]
     rows = run.history[columns].astype(object)
     rows = rows.where(rows.notna(), None)
-    return {"environment": run.environment, "history": rows.to_dict("list")}
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    return {
+        "environment": run.environment,
+        "history": rows.to_dict("list"),
+        "sizes": [conv.weight.norm().item() for conv in convolutions],  # at the end
+    }
 
 
 def recorded() -> dict:
