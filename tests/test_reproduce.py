@@ -180,7 +180,7 @@ def test_a_killed_plan_has_the_same_results(places, tmp_path, monkeypatch, capsy
     assert f"partial  {first.name}" in text and "0 done, 1 partial, 1 missing" in text
     errors = reproduce(plan, places, jobs=2, options=options)
     # … until it has finished; nobody trains in it a second time meanwhile.
-    assert all("Another process is training" in error for error in errors)
+    assert all("Another process is training" in error for error in errors), errors
     wait_until(lambda: Run(places.work / first.name).finished)
     time.sleep(1)
     assert reproduce(plan, places, options=options) == []

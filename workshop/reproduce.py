@@ -1,6 +1,7 @@
 """Carry out a plan of many runs: python -m workshop.reproduce --help."""
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
@@ -115,6 +116,8 @@ class Job:
         self.log = folder / "train.log"
         own = {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
         folder.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):
+            self.log.unlink()  # an orphan may still write to the one of before
         with open(self.log, "w") as log:
             # A session of its own: Ctrl-C reaches it once, through `stop`.
             self.process = subprocess.Popen(

@@ -50,7 +50,7 @@ from resnet_lib.explorer import Explorer
 from resnet_lib.runs import load_run
 data = load_data()
 nets = {{title: load_run(name) for title, name in {RUNS}.items()}}
-explorer = Explorer(nets, data, block="layer2.1")
+explorer = Explorer(nets, data, block="layer2.1", judged=950)
 explorer""",
     "history = Explorer({'net': load_run('resnet18-paper-64k')}, data)\nhistory",
     "history",  # a second view
@@ -250,7 +250,7 @@ def test_the_arithmetic_adds_up_to_the_value(page):
 def test_a_lesion_changes_the_answer_and_the_accuracy(page, nets):
     data, norm, models = nets
     rx = first(page)
-    rx.locator(".rx-accuracy[data-seen='1000']").wait_for()
+    rx.locator(".rx-accuracy[data-seen='950']").wait_for()
     answered(page, lambda: rx.locator(".rx-switch").nth(3).click())
     scales, x = {"layer2.0": 0}, norm(data.test.images[:1])
     for number, model in enumerate(models.values()):
@@ -258,9 +258,9 @@ def test_a_lesion_changes_the_answer_and_the_accuracy(page, nets):
         found = [probability(page, number, i) for i in range(10)]
         assert np.abs(np.array(found) - right).max() < 1e-3
     expect(rx.locator(".rx-verdict").first).to_contain_text("256 path")
-    rx.locator(".rx-accuracy[data-seen='1000']").wait_for()
+    rx.locator(".rx-accuracy[data-seen='950']").wait_for()
     count = int(rx.locator(".rx-accuracy").get_attribute("data-residual"))
-    part = data.test[:1000]
+    part = data.test[:950]
     logits = look_inside(models["residual"], norm(part.images), scales).logits
     assert (
         abs(count - int((logits.argmax(1) == part.labels).sum())) <= 2
