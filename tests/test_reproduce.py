@@ -202,6 +202,16 @@ def test_a_killed_plan_has_the_same_results(places, tmp_path, monkeypatch, capsy
         assert torch.equal(again.fc.weight, half.float())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file")
+def test_an_orphan_does_not_write_into_the_log_of_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "subprocess", Mock())
+    run = planned(tmp_path)[1][0]
+    with open(tmp_path / "train.log", "w") as orphans:
+        job = module.Job(run, tmp_path, (), 1)
+        orphans.write("40%")
+    assert job.log.read_text() == ""
+
+
 def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path, places):
     path, (run, _) = planned(tmp_path, TINY.replace("= 30", "= 100_000"))
     process = start(path, places, "--only", run.name)

@@ -8,7 +8,7 @@
 - `again`: plain20 trains on from the same weights, which is what `built` can hope for.
 
 Finished runs stand in data/starts.json; what is cut short goes on where it stopped. One
-of plain56 takes two hours of a core, or a minute of a large GPU.
+of plain56 takes three hours of a core, or a minute of a large GPU.
 """
 
 import argparse
