@@ -7,7 +7,7 @@ import json
 import textwrap
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_lib.data import Dataset
 from resnet_lib.resnet import ResNet
@@ -34,23 +34,48 @@ def network_digest(model: nn.Module) -> str:
     for path, module in model.named_modules():
         layer = type(module)
         about.append(f"{path} {layer.__module__}.{layer.__qualname__}")
-        for kind in layer.__mro__:
-            if kind.__module__.split(".")[0] not in LIBRARIES:
-                about += [kind.__qualname__, *map(_code, vars(kind).values())]
+        theirs = [kind for kind in layer.__mro__ if not _known(kind)]
+        for kind in theirs:
+            about += [kind.__qualname__, *map(_told, _members(kind))]
         about += map(_code, _hung_on(module))
         for name, value in vars(module).items():
-            if name != "training" and isinstance(value, str | int | float | tuple):
+            if theirs and not name.startswith("_") and name != "training":
+                about.append(f"{name} {_told(value)}")
+            elif name != "training" and isinstance(value, str | int | float | tuple):
                 about.append(f"{name} {value}")
     about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
+def _known(thing: object) -> bool:
+    """Whether Python, PyTorch or we have defined it."""
+    module = getattr(thing, "__module__", None) or ""
+    return module.split(".")[0] in LIBRARIES
+
+
+def _members(kind: type) -> list[object]:
+    """What a class's body says; not what one version of Python notes of it."""
+    own = vars(kind).items()
+    return [v for k, v in own if not k.startswith("__") or inspect.isfunction(v)]
+
+
+def _told(value: object) -> str:
+    """Plain data in full, a function's code, of anything else its name or class."""
+    if isinstance(value, list | tuple):
+        return str([_told(v) for v in value if not isinstance(v, Tensor)])
+    return repr(value) if isinstance(value, str | int | float) else _code(value)
+
+
 def _code(member: object) -> str:
     """A function without its comments; of what has no source, its name at most."""
+    member = getattr(member, "fget", getattr(member, "__func__", member))
+    name = getattr(member, "__qualname__", type(member).__name__)
+    if _known(member):  # its code may differ from version to version
+        return name
     try:
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(member))))
     except (TypeError, OSError, SyntaxError):  # no function, typed at a prompt, lambda
-        return getattr(member, "__qualname__", type(member).__name__)
+        return name
 
 
 def describe(model: nn.Module) -> dict | None:

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import DATA, bits, changed, outcome, pictures, small_net
 from torch import nn
 
@@ -217,10 +218,10 @@ def mlp(activation=nn.ReLU, first=nn.Flatten):
     return nn.Sequential(first(), nn.Linear(192, 10), activation())
 
 
-def own(forward):
+def own(forward, **more):
     """A layer by a name that others have too, and so has its method."""
     forward.__qualname__ = "Own.forward"
-    return type("Own", (nn.Flatten,), {"forward": forward})
+    return type("Own", (nn.Flatten,), {"forward": forward, **more})
 
 
 def square(self, x):
@@ -243,12 +244,34 @@ def scaled(scale):
     return changed(mlp(), lambda net: setattr(net, "scale", scale))
 
 
+class Applied(nn.Flatten):
+    """A layer of a reader's own that is told what it applies."""
+
+    def __init__(self, function, *more):
+        super().__init__()
+        self.function, self.more, self.seen = function, [*more], []
+
+    def forward(self, x):
+        self.seen.append(x)  # which makes no other network of it
+        return super().forward(self.function(x))
+
+
+def applied(*functions):
+    return mlp(first=lambda: Applied(*functions))
+
+
 OTHER_NETS = {  # pairs that no name, size or description tells apart
     "an activation": (mlp, lambda: mlp(nn.Tanh)),
     "of ours, changed": (lambda: odd(nn.LeakyReLU(0.2)), lambda: odd(nn.ELU())),
     "a number of its own": (lambda: scaled(1.0), lambda: scaled(2.0)),
     "another class": (mlp, lambda: mlp(first=own(square))),
     "a forward": (lambda: mlp(first=own(square)), lambda: mlp(first=own(cube))),
+    "a constant": (
+        lambda: mlp(first=own(square, scale=1.0)),
+        lambda: mlp(first=own(square, scale=2.0)),
+    ),
+    "a function": (lambda: applied(F.relu), lambda: applied(F.gelu)),
+    "a list": (lambda: applied(F.relu, F.relu), lambda: applied(F.relu, F.gelu)),
     "a hook": (mlp, lambda: changed(mlp(), lambda n: n.register_forward_hook(double))),
     "frozen": (
         small_net,
@@ -261,8 +284,9 @@ OTHER_NETS = {  # pairs that no name, size or description tells apart
 def test_a_run_refuses_another_network(tmp_path, name, refused):
     ours, theirs = OTHER_NETS[name]
     told = r"another network.*Choose another folder"
+    net = ours()
     for minutes in (0, 60):  # cut short, finished
-        sit(tmp_path, ours(), SHORT, max_minutes=minutes)
+        sit(tmp_path, net, SHORT, max_minutes=minutes)
         refused(told, sit, tmp_path, theirs(), SHORT)
     assert sit(tmp_path, ours(), SHORT).finished  # the remedies
     assert sit(tmp_path / "other", theirs(), SHORT).finished
