@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
@@ -79,11 +79,17 @@ def download(
 def _alone(source: Source, root: Path) -> Iterator[None]:
     """Keep out others who download the same set: two notebooks begun at once."""
     path = root / f"{source.filename}.lock"
-    lock = FileLock(path) if has_locks(path) else contextlib.nullcontext()
+    lock = FileLock(path)
+    if has_locks(path):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"Another program is downloading {title_of(source)}; waiting for it.")
+            lock.acquire()
     try:
-        with lock:
-            yield
+        yield
     finally:
+        lock.release()
         with contextlib.suppress(OSError):  # Windows: while somebody waits for it
             path.unlink(missing_ok=True)
 

@@ -139,12 +139,13 @@ def test_a_download_goes_on_and_is_checked(tmp_path, server, ranges, refused):
         refused(words, load_data, tmp_path, error=RuntimeError)
 
 
-def test_two_notebooks_may_ask_for_a_download_at_once(tmp_path, server):
+def test_two_notebooks_may_ask_for_a_download_at_once(tmp_path, server, capsys):
     server.wait = 0.3
     with ThreadPoolExecutor() as pool:
         both = pool.map(lambda _: download(CIFAR10, tmp_path, server.url), range(2))
         assert {*both} == {tmp_path / CIFAR10.base_folder}
     assert len(server.asked) == 1
+    assert capsys.readouterr().out.count("downloading CIFAR-10; waiting for it.") == 1
     assert os.listdir(tmp_path) == [CIFAR10.base_folder]  # no lock is left
 
 
