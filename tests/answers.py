@@ -170,6 +170,13 @@ def grown(make=quiet, old=lambda net, _: copy.deepcopy(net)):
     )
 
 
+def passing(width):
+    linear = nn.Linear(width, width)
+    nn.init.zeros_(linear.bias)
+    nn.init.eye_(linear.weight)
+    return linear
+
+
 check_deepened = {
     "✓": deepened,
     "lengthens": [lambda n, *_: n, but(deepened, lambda n: n.append(n[0]))],
@@ -189,7 +196,8 @@ check_deepened = {
     "make 7, and yours has 8": lambda n, w, e: deepened(n, w, e + 1),
     "not list": lambda *given: list(deepened(*given)),
     "not those of `net`": grown(old=lambda n, _: [nn.ReLU() for _ in n]),
-    "to (32, 1)": grown(lambda w: nn.Linear(w, 1)),
+    "of another kind": grown(passing),
+    "to (32, 1)": grown(lambda w: nn.Sequential(nn.BatchNorm1d(w), nn.Linear(w, 1))),
 }
 
 check_identity_start = {
@@ -462,14 +470,36 @@ check_receptive_field = {
 
 silence = solutions("03").silence
 
+
+def zeroed(ending):
+    """What sets all parameters whose names end so to zero."""
+
+    def change(net):
+        for name, parameter in net.named_parameters():
+            if name.endswith(ending):
+                nn.init.zeros_(parameter)
+
+    return change
+
+
+def freeze(net):
+    for block in net.modules():
+        if hasattr(block, "bn2"):
+            block.bn2.weight.requires_grad_(False)
+
+
 check_silent_start = {
-    r"✓ .* at 2\.[2-4].*before at (2\.[5-9]|[3-9]\.|\d\d)": silence,
+    r"✓ .* at 2\.[2-4].*before at (2\.[5-9]|[3-9]\.|\d\d)": [
+        silence,
+        zeroed(".conv2.weight"),
+    ],
     "nothing has changed": always(None),
     "gained parameters": lambda net: net.add_module("extra", nn.Linear(1, 1)),
     "silence a shortcut": but(silence, times(0, "layer2.0.shortcut.1.weight")),
     "still adds something": times(0, "fc.weight"),
-    "silent for ever": times(0, "layer1.0.bn1.weight"),
+    "silent for ever": [times(0, "layer1.0.bn1.weight"), but(silence, freeze)],
     "one parameter per block": but(silence, times(2, "layer1.0.bn1.weight")),
+    "the branch of layer1.1 still": zeroed(".0.bn2.weight"),
 }
 
 # 04, training on CIFAR-10, and 05, plain against residual ----------------------------
@@ -494,7 +524,10 @@ check_training = {
     "evaluation mode": lambda net, *given: training(net.eval(), *given),
     "made with the first rate": lambda *given: training(*given[:2], 4 * [given[2][0]]),
     "gradients add up": with_sgd(".zero_grad", always(None)),
-    "weights are as before": with_sgd(".step", always(None)),
+    "weights are as before": [
+        with_sgd(".step", always(None)),
+        with_sgd(".step", lambda sgd, step=SGD.step: sgd.zero_grad() or step(sgd)),
+    ],
     "take `.item()`": lambda *given: list(map(torch.tensor, training(*given))),
     "a list of four is wanted": lambda *given: training(*given)[:-1],
 }
@@ -505,7 +538,9 @@ check_curves = {
     "B: the test": always(curves | {"B": curves["C"]}),
     "C: one of": always(curves | {"C": curves["D"]}),
     "D: the error": always(curves | {"D": curves["A"]}),
-    "'bad luck' is not one of": always(curves | {"A": "bad luck"}),
+    "is not one of DIAGNOSES": [
+        always(curves | {"A": answer}) for answer in ("bad luck", ["bad luck"])
+    ],
     "return a dictionary": [always(None), always({})],
 }
 
@@ -536,6 +571,7 @@ check_diagnosis = {
     "not the test error": by(lambda a, b, c, d: c > a and d == c + 1 and "overfitting"),
     "two equal nets": by(lambda a, b, c, d: (a, b) == (c, d) and "degradation"),
     "gap is wider": by(lambda a, b, c, d: c < a and d - c > 6 and "overfitting"),
+    "only the test error": by(lambda a, b, c, d: a == c and d > b and "neither"),
     "another one built in": lambda _, deep: diagnosis({"train": 9, "test": 12}, deep),
 }
 
@@ -556,11 +592,15 @@ check_transparent = {
     "✓": [solutions("05").transparent, in_double],
     "evaluation mode": but(transparent, nn.Module.train),
     "running statistics": [times(0, "running_mean"), times(2, "running_var")],
-    "still 1": partial(transparent, gamma=lambda v, e: torch.ones(3)),
+    "write into the layer": always(None),
+    "γ is still 1": partial(transparent, gamma=lambda v, e: torch.ones(3)),
     "with its ε": partial(transparent, gamma=lambda v, e: v.sqrt()),
     "square root": partial(transparent, gamma=lambda v, e: v + e),
     "divides once more": partial(transparent, gamma=lambda v, e: (v + e).rsqrt()),
-    "γ is off": partial(transparent, gamma=lambda v, e: 3 + v),
+    "γ is off": [
+        partial(transparent, gamma=lambda v, e: 3 + v),
+        partial(transparent, gamma=lambda v, e: (v + e).sqrt().mean()),
+    ],
     "wrong sign": partial(transparent, beta=-1),
     "β is off": partial(transparent, beta=0),
 }
@@ -577,6 +617,7 @@ check_gradient_ratio = {
     "the last one below it": measured(deep=0.05),
     "in training mode, and fresh": measured(deep=1.2),
     "not its square": measured(deep=500.0),
+    "as many as `layers` says": measured(shallow=19.0),
     "was every BN taken out": measured(bare=19.0),
 }
 
@@ -641,11 +682,19 @@ check_branch_ratio = {
     "where the block keeps shape, the ratios": lambda b, x: 3 * branch_ratio(b, x),
 }
 
+
+def unreset(model, images):
+    for bn in model.modules():
+        bn.momentum = None  # a plain mean, but over the whole training as well
+    model.train()(images)
+    model.eval()
+
+
 check_recalibrated = {
     "✓": recalibrate,
     "training mode": but(recalibrate, nn.Module.train),
     "a weight changed": but(recalibrate, times(1.01, "fc.weight")),
-    "the old ones": always(None),
+    "the old ones": [always(None), unreset],
     "nothing was measured": patched(recalibrate, "torch.nn.Module.train", always(None)),
     "bn1 holds other": lambda m, x: [m.train()(x) for _ in range(4)] and m.eval(),
     "layer3.0.bn1": but(recalibrate, times(3, "layer3.0.bn1.running_var")),
@@ -711,7 +760,12 @@ def best(history, name):
 report = solved_07.report
 
 check_repaired_report = {
-    "✓": [report, lambda h: best(h, "validation_error")],
+    "✓": [
+        report,
+        lambda h: best(h, "validation_error"),
+        lambda h: torch.tensor(column(h, "test_error"))[-1],
+        lambda h: h.pop()["test_error"],
+    ],
     "smallest of all": lambda h: min(column(h, "test_error")),
     "shorter window": lambda h: min(column(h, "test_error")[-3:]),
     "test loss": lambda h: best(h, "test_loss"),
@@ -739,6 +793,7 @@ check_stream = {
     "is the first block first": always(STEADY[::-1]),
     "Call net.train() first": always([2.0**number for number in range(9)]),
     "Take the square": always(np.sqrt(STEADY)),
+    "a norm or a sum": always([40 * number for number in STEADY]),
     "has a ReLU in it": always([0.7 + number / 2 for number in range(9)]),
 }
 

@@ -141,9 +141,15 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
                 "well, as copy.deepcopy does.": not _same(layer, kept),
             }
         )
-    if not all(any(isinstance(m, nn.Linear) for m in layer.modules()) for layer in new):
+    kinds = [{type(module) for module in layer.modules()} for layer in new]
+    if not all(nn.Linear in inside for inside in kinds):
         raise Hint(
             "a new layer has no linear map, so it can never learn: use "
+            "Residual(layer(…))."
+        )
+    if not all(nn.BatchNorm1d in inside for inside in kinds):
+        raise Hint(
+            "a new layer is of another kind than those of `net`, which have a BN: use "
             "Residual(layer(…))."
         )
 
@@ -184,8 +190,8 @@ def _look_at_deep_gradients(deep, x: Tensor, old: int) -> None:
             )
         if not gradient.any():
             raise Hint(
-                "the new linear map gets no gradient: what feeds it is zero as well. "
-                "Zero only the last step of the branch."
+                "the new linear map gets no gradient: what feeds or scales it is zero, "
+                "too. Zero only the last step of the branch."
             )
 
 

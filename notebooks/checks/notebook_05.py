@@ -32,6 +32,8 @@ def check_diagnosis(diagnose: Callable[[dict, dict], str]) -> str:
          "is lower: nothing has got worse."),
         ({"train": 20.0, "test": 22.0}, {"train": 12.0, "test": 18.0}, 2, "both errors "
          "are lower than those of this shallow net: is another one built in?"),
+        (first, {"train": 9.0, "test": 14.0}, 1, "only the test error has got worse, "
+         "and an equal training error is no degradation."),
     )  # fmt: skip
     for shallow, deep, right, hint in cases:
         answer = diagnose(dict(shallow), dict(deep))
@@ -49,7 +51,7 @@ def check_transparent(make: Callable[[nn.BatchNorm2d], object]) -> str:
         bn = nn.BatchNorm2d(3, eps=0.1).eval()  # an eps that cannot be overlooked
         with torch.no_grad():
             bn.running_mean += statistics[0] * torch.tensor([1.0, 2.0, -1.0])
-            bn.running_var *= statistics[1]
+            bn.running_var *= statistics[1] * torch.tensor([1.0, 2.0, 0.5])
         mean, variance = bn.running_mean.clone(), bn.running_var.clone()
         make(bn)
         _look_at_transparent(bn, mean, variance)
@@ -66,6 +68,8 @@ def _look_at_transparent(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> 
     x = torch.randn(8, 3, 4, 4).double()
     if near(copy.deepcopy(bn).double()(x), x, rtol=1e-3, atol=1e-3):
         return
+    if near(bn.weight, torch.ones(3)) and not bn.bias.any():
+        raise Hint("γ and β are still 1 and 0: write into the layer you are given.")
     compare(
         bn.weight,
         (variance + bn.eps).sqrt(),
@@ -109,6 +113,11 @@ def check_gradient_ratio(measure: Callable[[int, bool], float]) -> str:
         raise Hint(
             f"32 plain layers give {deep:,.0f}: divide by the last 3×3 convolution's "
             "norm, not its square or the linear layer's."
+        )
+    if shallow > deep / 3:
+        raise Hint(
+            f"8 layers give {shallow:.1f} and 32 layers {deep:.1f}: is the net built "
+            "with as many as `layers` says?"
         )
     if bare > deep / 3:
         raise Hint(

@@ -134,6 +134,9 @@ def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> st
     torch.manual_seed(0)
     model = get_model("resnet8")
     shake(model.eval())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after a training
+            module.num_batches_tracked.fill_(1000)
     images = torch.randn(64, 3, 16, 16)
     before, right = copy.deepcopy(model), _measured(model, images)
     recalibrate(model, images)
@@ -152,7 +155,8 @@ def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> st
 
         if close(was.running_mean, was.running_var):
             raise Hint(
-                "the statistics are the old ones: run the images through the model in "
+                "the statistics are the old ones, or nearly: call "
+                "`reset_running_stats()`, then run the images through the model in "
                 "training mode."
             )
         if close(torch.zeros_like(mean), torch.ones_like(var)):
