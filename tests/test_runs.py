@@ -186,7 +186,7 @@ def test_beside_the_paper(record, tmp_path):
     found = recorded_runs(tmp_path)
     page = results.comparison(found)
     assert "| `resnet20` | 8.75 | **9.50** ± 0.71 (2 runs) | +0.75 |" in page
-    assert "| `plain20` | ≈ 9.50 | **11.00** (1 run) | ≈ +1.50 |" in page
+    assert "| `plain20` | ≈ 9.5 | **11.00** (1 run) | ≈ +1.5 |" in page
     assert "resnet56" not in page
     table = results.beside_the_paper(found).set_index("network")
     assert table.index.tolist() == ["plain20", "resnet20", "resnet56"]

@@ -92,16 +92,17 @@ def comparison(runs: Mapping[str, Run]) -> str:
     rows = []
     for network in ["resnet18", "plain18", *PAPER_PLAIN, *PAPER_ERRORS]:
         paper = PAPER_ERRORS.get(network, PAPER_PLAIN.get(network, math.nan))
-        about = "≈ " if network in PAPER_PLAIN else ""
+        about, form = "", "{:.2f}"
+        if network in PAPER_PLAIN:  # read off a figure
+            about, form = "≈ ", "{:.1f}"
         if network not in full.index:
             continue
         row = full.loc[network]
         count = f"{row['n']:.0f} runs" if row["n"] > 1 else "1 run"
         error = f"**{row['ours']:.2f}**" + _number(row["std"], " ± {:.2f}", "")
-        difference = _number(row["ours"] - paper, about + "{:+.2f}")
-        rows.append(
-            [f"`{network}`", about + _number(paper), f"{error} ({count})", difference]
-        )
+        difference = about + _number(row["ours"] - paper, form.replace(":", ":+"))
+        paper = about + _number(paper, form)
+        rows.append([f"`{network}`", paper, f"{error} ({count})", difference])
     head = f"test error (%), {PAPER.iterations:,} iterations | the paper | ours"
     return _markdown(f"{head} | difference", rows)
 
