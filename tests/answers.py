@@ -9,7 +9,7 @@ import operator
 import pathlib
 from fractions import Fraction
 from functools import cache, partial, reduce
-from itertools import repeat
+from itertools import accumulate, repeat
 from types import SimpleNamespace
 from unittest import mock
 
@@ -177,12 +177,21 @@ def passing(width):
     return linear
 
 
+def sharing(deep):
+    for one in deep[-2:]:
+        one.branch[2].weight.data = deep[-1].branch[2].weight.data
+    return deep
+
+
 check_deepened = {
     "✓": deepened,
     "lengthens": [lambda n, *_: n, but(deepened, lambda n: n.append(n[0]))],
     "shares parameters with `net`": grown(old=lambda net, _: net),
     "stand in front": lambda n, w, e: (deep := deepened(n, w, e))[-e:] + deep[:-e],
-    "one and the same object": grown(cache(quiet)),
+    "one and the same object": [
+        grown(cache(quiet)),
+        lambda *g: sharing(deepened(*g)),
+    ],
     "do not keep their weights": grown(old=lambda n, w: [layer(w) for _ in n]),
     "`net` itself have changed": but(deepened, times(0, "0.branch.2.bias")),
     "running statistics": lambda *g: times(0, "0.branch.0.running_var")(deepened(*g)),
@@ -200,10 +209,19 @@ check_deepened = {
     "to (32, 1)": grown(lambda w: nn.Sequential(nn.BatchNorm1d(w), nn.Linear(w, 1))),
 }
 
+
+def share(net):
+    for layer in net[1:-1]:
+        layer[2].weight = net[1][2].weight
+
+
 check_identity_start = {
     r"✓ .* \d+ % from .* \d+ % from yours.*residual.* \d+ %": start,
     "changes nothing": always(None),
     "other layers": but(start, lambda net: net.append(nn.Identity())),
+    "first or the last layer": but(start, times(2, "0.weight")),
+    "frozen": but(start, lambda net: net[1:-1].requires_grad_(False)),
+    "share their numbers": but(start, share),
     "the same to every image": but(start, times(0, "1.2.weight")),
     "negative numbers": but(start, times(0, "1.0.bias", "1.2.bias")),
     "does not pass on": but(start, times(-1, "1.2.weight")),
@@ -288,6 +306,7 @@ check_basic_block = {
     "each path has its own ReLU": forward("relu(f(x)) + relu(s(x))"),
     "ReLU stands in the shortcut": forward("relu(f(x) + relu(s(x)))"),
     "never added": forward("relu(f(x))"),
+    "added to itself": forward("relu(f(x) + f(x))"),
     "subtract": forward("relu(f(x) - s(x))"),
     "added twice": forward("relu(f(x) + s(x) + s(x))"),
     "after the first": forward("relu(b2(c2(relu(b1(c1(x))))) + relu(b1(c1(x))))"),
@@ -529,6 +548,10 @@ check_training = {
         with_sgd(".step", lambda sgd, step=SGD.step: sgd.zero_grad() or step(sgd)),
     ],
     "take `.item()`": lambda *given: list(map(torch.tensor, training(*given))),
+    "`losses[1]` is": lambda *given: [*accumulate(training(*given))],
+    "the optimizer's options": with_sgd(
+        "", lambda *given, **more: SGD(*given, **more, nesterov=True)
+    ),
     "a list of four is wanted": lambda *given: training(*given)[:-1],
 }
 
@@ -593,6 +616,7 @@ check_transparent = {
     "evaluation mode": but(transparent, nn.Module.train),
     "running statistics": [times(0, "running_mean"), times(2, "running_var")],
     "write into the layer": always(None),
+    "leave ε": but(transparent, lambda bn: setattr(bn, "eps", 0.0)),
     "γ is still 1": partial(transparent, gamma=lambda v, e: torch.ones(3)),
     "with its ε": partial(transparent, gamma=lambda v, e: v.sqrt()),
     "square root": partial(transparent, gamma=lambda v, e: v + e),
@@ -615,7 +639,7 @@ check_gradient_ratio = {
     "✓ .* 1.1 at 8 .* 20 at 32.*0.5 at": measured(),
     "above 0, not nan": measured(bare=float("nan")),
     "the last one below it": measured(deep=0.05),
-    "in training mode, and fresh": measured(deep=1.2),
+    "in training mode, and fresh": [measured(deep=1.2), measured(deep=7.5)],
     "not its square": measured(deep=500.0),
     "as many as `layers` says": measured(shallow=19.0),
     "was every BN taken out": measured(bare=19.0),
@@ -679,7 +703,10 @@ check_branch_ratio = {
     "divide by": lambda b, x: norm(b.residual(x)),
     "absolute values": lambda b, x: norm(b.residual(x), 1) / norm(b.shortcut(x), 1),
     "what the shortcut makes": lambda b, x: branch_ratio(b, x, below=lambda b, x: x),
-    "where the block keeps shape, the ratios": lambda b, x: 3 * branch_ratio(b, x),
+    "where the block keeps shape, the ratios": [
+        lambda b, x: 3 * branch_ratio(b, x),
+        lambda b, x: branch_ratio(times(2, "bn2.weight", "bn2.bias")(b), x),
+    ],
 }
 
 
@@ -695,7 +722,7 @@ check_recalibrated = {
     "training mode": but(recalibrate, nn.Module.train),
     "a weight changed": but(recalibrate, times(1.01, "fc.weight")),
     "the old ones": [always(None), unreset],
-    "nothing was measured": patched(recalibrate, "torch.nn.Module.train", always(None)),
+    "hardly anything": patched(recalibrate, "torch.nn.Module.train", always(None)),
     "bn1 holds other": lambda m, x: [m.train()(x) for _ in range(4)] and m.eval(),
     "layer3.0.bn1": but(recalibrate, times(3, "layer3.0.bn1.running_var")),
 }
@@ -732,6 +759,11 @@ def told_by_the_rate(recipe, warmup):
 check_repaired_rates = {
     "✓": [solved_07.rates_of, rates],
     "number of the update": told_by_the_rate,
+    "`get_last_lr` does not": lambda r, w: [
+        *(r.lr, *rates(r, w)[1:w]),
+        *(r.warmup_lr, *rates(r, w)[w + 1 :]),
+    ],
+    "got a list of lists": lambda r, w: [[rate] for rate in rates(r, w)],
     "who writes the full rate back": lambda r, w: rates(r, w, lr=r.warmup_lr),
     "the warm-up is gone": lambda r, w: rates(r, w, longer=-w),
     "wipes out": lambda r, w: rates(r, w, milestones=()),
@@ -776,6 +808,7 @@ check_repaired_report = {
     "largest": lambda h: max(column(h, "test_error")),
     "accuracy": lambda h: 1 - report(h),
     "per cent": lambda h: 100 * report(h),
+    "do not round": lambda h: round(h[-1]["test_error"], 3),
     "neither": lambda h: h[-2]["test_error"] + 1e-4,
     "got dict": lambda h: h[-1],
     "changes from run to run": lambda h: min(report(h), best(h, "validation_error")),

@@ -36,7 +36,8 @@ def check(judge: Callable[..., str]) -> Callable[..., bool]:
     def report(*answer) -> bool:
         try:
             _look_at_call(judge, answer)
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            apart = torch.random.fork_rng(devices=[]), torch.device("cpu")
+            with apart[0], apart[1], torch.enable_grad():
                 torch.default_generator.manual_seed(0)
                 praise = judge(*answer)
         except Hint as hint:
@@ -143,7 +144,9 @@ def row(answer: object, hint: str) -> Tensor:
     """The numbers (n,) of an answer that lists them; anything else earns the hint."""
     found = values(answer, hint)
     if found.ndim != 1:
-        raise Hint(_filled(hint, type(answer).__name__))
+        lists = found.ndim > 1 and isinstance(answer, list | tuple)
+        kind = "a list of lists" if lists else type(answer).__name__
+        raise Hint(_filled(hint, kind))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -101,12 +101,18 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
+def _places(layers: Iterable[nn.Module]) -> set[int]:
+    """Where in memory their parameters lie."""
+    parameters = (p for layer in layers for p in layer.parameters())
+    return {parameter.untyped_storage().data_ptr() for parameter in parameters}
+
+
 def _look_at_deep_layers(deep, net, before, extra: int) -> None:
     if not isinstance(deep, nn.Sequential):
         raise Hint(f"return an nn.Sequential, not {type(deep).__name__}.")
     old, wanted = len(before), len(before) + extra
     new = list(deep)[old:]
-    theirs = {id(parameter) for parameter in net.parameters()}
+    theirs, grown = _places([net]), _places(new)
     if len(deep) != wanted:
         raise Hint(
             f"{old} layers and extra = {extra} make {wanted}, and yours has "
@@ -114,12 +120,12 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
         )
     if not _same(net, before):
         raise Hint("the weights of `net` itself have changed: leave it as it is.")
-    if len({id(layer) for layer in new}) < extra:
+    if len(grown) < sum(len([*layer.parameters()]) for layer in new):
         raise Hint(
-            "the new layers are one and the same object, so they share their weights: "
-            "build each of them."
+            "the new layers are one and the same object, or share their weights: build "
+            "each of them."
         )
-    if any(id(parameter) in theirs for parameter in deep.parameters()):
+    if _places([deep]) & theirs:
         raise Hint(
             "the deep net shares parameters with `net`, so training one changes the "
             "other: copy.deepcopy."
@@ -141,13 +147,16 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
                 "well, as copy.deepcopy does.": not _same(layer, kept),
             }
         )
-    kinds = [{type(module) for module in layer.modules()} for layer in new]
-    if not all(nn.Linear in inside for inside in kinds):
+
+    def all_have(kind: type[nn.Module]) -> bool:
+        return all(any(isinstance(m, kind) for m in layer.modules()) for layer in new)
+
+    if not all_have(nn.Linear):
         raise Hint(
             "a new layer has no linear map, so it can never learn: use "
             "Residual(layer(…))."
         )
-    if not all(nn.BatchNorm1d in inside for inside in kinds):
+    if not all_have(nn.BatchNorm1d):
         raise Hint(
             "a new layer is of another kind than those of `net`, which have a BN: use "
             "Residual(layer(…))."
@@ -241,6 +250,12 @@ def _look_at_start(net: nn.Sequential, before: nn.Sequential, x: Tensor) -> None
         )
     if str(net) != str(before):
         raise Hint("the net has other layers than before: change its numbers only.")
+    if not (_same(net[0], before[0]) and _same(net[-1], before[-1])):
+        raise Hint("the first or the last layer has changed: only the 30 between them.")
+    if len(_places(net)) < len(_places(before)):
+        raise Hint("some layers share their numbers: write into them, with `copy_`.")
+    if not all(parameter.requires_grad for parameter in net.parameters()):
+        raise Hint("some parameters are frozen: leave requires_grad on.")
     h = copy.deepcopy(net[0])(x)
     for number, layer in enumerate(copy.deepcopy(net)[1:-1], start=1):
         out = layer(h)

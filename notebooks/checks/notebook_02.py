@@ -222,6 +222,8 @@ def _wrong_outputs(block, x: Tensor, depth: int) -> dict[str, Tensor]:
         f"F(x) is never negative: there is a ReLU between bn{depth} and the "
         "addition.": F.relu(F.relu(f) + around),
         "the input is never added: this is the plain block.": F.relu(f),
+        "F(x) is added to itself: `x` was overwritten, so keep the input under another "
+        "name.": F.relu(2 * f),
         "the shortcut starts after the first layer: keep the block's own input for "
         "the addition.": F.relu(f + first) if first.shape == f.shape else f,
         f"bn{depth} stands after the addition and rescales the shortcut: it belongs to "

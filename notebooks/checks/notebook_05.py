@@ -54,6 +54,8 @@ def check_transparent(make: Callable[[nn.BatchNorm2d], object]) -> str:
             bn.running_var *= statistics[1] * torch.tensor([1.0, 2.0, 0.5])
         mean, variance = bn.running_mean.clone(), bn.running_var.clone()
         make(bn)
+        if bn.eps != 0.1:
+            raise Hint("leave ε as it is: set weight and bias.")
         _look_at_transparent(bn, mean, variance)
     return "Right: γ = √(σ² + ε) and β = μ give the input back."
 
@@ -104,7 +106,7 @@ def check_gradient_ratio(measure: Callable[[int, bool], float]) -> str:
     shallow, deep, bare = ratios.values()
     if 1 / deep > 4:
         raise Hint("the first gradient belongs above the line, the last one below it.")
-    if deep < 4:
+    if deep < 9:  # right ones gave 13 or more, residual ones 8 at most
         raise Hint(
             f"32 plain layers with BN give {deep:.1f}: is the net plain, in training "
             "mode, and fresh? In evaluation mode a new BN does nothing."

@@ -88,7 +88,7 @@ def check_branch_ratio(branch_ratio: Callable[[nn.Module, Tensor], Tensor]) -> s
     ):
         shake(block.eval())
         x = torch.rand(5, 6, 8, 8)
-        answer = branch_ratio(block, x.clone())
+        answer = branch_ratio(copy.deepcopy(block), x.clone())
         found = values(answer, "return a tensor of shape (5,), not a {}.")
         with torch.no_grad():
             f, around = block.residual(x), block.shortcut(x)
@@ -160,7 +160,10 @@ def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> st
                 "training mode."
             )
         if close(torch.zeros_like(mean), torch.ones_like(var)):
-            raise Hint("they were reset, and nothing was measured after it.")
+            raise Hint(
+                "they were reset, and hardly anything was measured after it: run the "
+                "images in training mode, with `momentum = None`."
+            )
         if not close(mean, var):
             raise Hint(
                 f"{name} holds other statistics than its input has: call "

@@ -97,6 +97,9 @@ def _look_at_wrong_rates(
         {
             f"the warm-up is gone: the first {warmup} updates should take "
             f"{recipe.warmup_lr}, not {recipe.lr}.": set(at[:warmup]) == {recipe.lr},
+            "`get_last_lr` does not know a rate that you write by hand: note the "
+            "optimizer's own, `group['lr']`.": (at[0], at[warmup])
+            == (recipe.lr, recipe.warmup_lr),
             "the rate climbs or falls during the warm-up: the paper's warm-up is one "
             "constant rate.": len(set(at[: warmup - 1])) > 1,
             "the full rate comes one update early: `warmup` updates take the low rate, "
@@ -196,8 +199,11 @@ def _look_at_wrong_report(
             "this is in per cent: keep the history's unit, 0 to 1.": is_one_of(
                 *(100 * error for error in honest)
             ),
+            f"{answer:.4f} is nearly an honest number: do not round it.": any(
+                abs(answer - error) < 5e-4 for error in honest[:2]
+            ),
             f"{answer:.4f} is the test error of neither the last row ({test[-1]:.4f}) "
-            f"nor the best validation row ({by_validation:.4f}).": True,
+            f"nor the one with the least validation error ({by_validation:.4f}).": True,
         }
     )
 

@@ -24,8 +24,8 @@ def check_stream(measure: Callable[[], Sequence[float]]) -> str:
             f"{told}: it grows, so is the first block first?": last < first,
             f"{told}: in evaluation mode BN uses the statistics of a net that has seen "
             "nothing, 0 and 1. Call net.train() first.": last > 9 * first,
-            f"{told}: so large a number is a norm or a sum. The variance is asked, "
-            ".var().": last > 30,
+            f"{told}: so large a number is a norm or a sum, or the pictures are "
+            "not normalised. The variance is asked, .var().": last > 30,
             f"{told}: this stream has a ReLU in it. Is the net in the order of "
             "2016?": first < 1.1,
             f"{told}: are these standard deviations? Take the square, or .var().": last
