@@ -42,6 +42,7 @@ from resnet_lib import (
 )
 from resnet_lib.data import Normalisation
 from resnet_lib.fit import stop_requests
+from resnet_lib.identity import network_digest
 from resnet_lib.runs import Run, load_run, load_weights, recorded_runs
 from resnet_lib.train import main
 from resnet_lib.training import Training
@@ -270,6 +271,10 @@ OTHER_NETS = {  # pairs that no name, size or description tells apart
         lambda: mlp(first=own(square, scale=1.0)),
         lambda: mlp(first=own(square, scale=2.0)),
     ),
+    "a property": (
+        lambda: mlp(first=own(square, size=property(square))),
+        lambda: mlp(first=own(square, size=property(cube))),
+    ),
     "a function": (lambda: applied(F.relu), lambda: applied(F.gelu)),
     "a list": (lambda: applied(F.relu, F.relu), lambda: applied(F.relu, F.gelu)),
     "a hook": (mlp, lambda: changed(mlp(), lambda n: n.register_forward_hook(double))),
@@ -290,6 +295,11 @@ def test_a_run_refuses_another_network(tmp_path, name, refused):
         refused(told, sit, tmp_path, theirs(), SHORT)
     assert sit(tmp_path, ours(), SHORT).finished  # the remedies
     assert sit(tmp_path / "other", theirs(), SHORT).finished
+
+
+def test_what_a_version_of_python_notes_of_a_class_makes_no_other_network():
+    nets = [mlp(first=own(square, **note)) for note in ({}, {"__firstlineno__": 7})]
+    assert len({*map(network_digest, nets)}) == 1
 
 
 def test_a_run_goes_on_under_a_pytorch_that_prints_its_layers_otherwise(

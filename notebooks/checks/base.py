@@ -36,8 +36,11 @@ def check(judge: Callable[..., str]) -> Callable[..., bool]:
     def report(*answer) -> bool:
         try:
             _look_at_call(judge, answer)
-            apart = torch.random.fork_rng(devices=[]), torch.device("cpu")
-            with apart[0], apart[1], torch.enable_grad():
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.device("cpu"),
+                torch.enable_grad(),
+            ):
                 torch.default_generator.manual_seed(0)
                 praise = judge(*answer)
         except Hint as hint:
@@ -214,3 +217,4 @@ def shake(net: nn.Module) -> None:
             module.bias.data = torch.linspace(-1, 1, module.num_features)
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+            module.num_batches_tracked.fill_(1000)  # as after a training
