@@ -320,6 +320,8 @@ check_basic_block = {
     "two of bn1, bn2 are one object": layers(bn2="bn1"),
     "two of conv1, conv2 are one object": layers(conv2="conv1 if b == a else conv2"),
     "no running statistics": layers(bn1="nn.BatchNorm2d(a, track_running_stats=False)"),
+    "bn1 has no γ": layers(bn1="nn.BatchNorm2d(a, affine=False)"),
+    "shortcut's BN has no γ": projection(POINT, "nn.BatchNorm2d(a, affine=False)"),
     "normalises 4 channels": layers(bn1="nn.BatchNorm2d(2 * a)"),
     "in eval mode": forward("relu(b2.train()(c2(relu(b1(c1(x))))) + s(x))"),
     "conv1 has stride 1 and should have 2": layers(conv1="conv(b, a, 3)"),

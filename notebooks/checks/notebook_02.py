@@ -131,6 +131,8 @@ def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
             raise Hint(f"{bn} follows {conv}: it normalises {out_channels} channels.")
         if not norm.track_running_stats:
             raise Hint(f"{bn} keeps no running statistics: eval mode needs them.")
+        if not norm.affine:
+            raise Hint(f"{bn} has no γ and no β: leave `affine` as it is.")
 
 
 def _calls(block, name: str, x: Tensor) -> int:
@@ -175,6 +177,8 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
         raise Hint(f"the shortcut's convolution needs the block's stride, {stride}.")
     if conv.bias is not None:
         raise Hint("the shortcut's convolution has a bias in front of its BN.")
+    if not norms[0].affine:
+        raise Hint("the shortcut's BN has no γ and no β: leave `affine` as it is.")
 
 
 def _branch(block, x: Tensor, depth: int, **wrong: int) -> Tensor:
