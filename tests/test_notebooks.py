@@ -151,6 +151,8 @@ def test_outputs_are_clean_and_complete(path):
             words = output.metadata.get("image/png", {}).get("alt", "")
             assert len(words) > 40, f"a picture says in words what it shows: {words}"
     said = json.dumps([cell.outputs for cell in cells(path)])
+    # The letters of an encoded picture may spell anything, "/tmp" as well.
+    said = re.sub(r'("image/png": ")[^"]*', r"\1", said)
     assert "Warning" not in said
     for place in ("/home/", "/Users/", "C:\\", gettempdir(), FOLDER.parent):
         assert str(place) not in said, f"a path of one machine: {place}"
