@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from resnet_lib import PAPER, get_model
 from resnet_lib.data import Dataset, Images
 from resnet_lib.fit import Fit
+from resnet_lib.runs import load_run
 from workshop import starts
 
 PICTURES = torch.randint(256, (600, 3, 32, 32), dtype=torch.uint8)
@@ -43,6 +44,21 @@ def test_clipped_gradients_are_short_and_keep_their_direction():
     assert max(lengths) > 10 and min(lengths) < 1
     for free, clipped, length in zip(*grads, lengths, strict=True):
         torch.testing.assert_close(clipped, free / length.clamp(min=1))
+
+
+@pytest.mark.parametrize("start", starts.STARTS)
+def test_a_start_begins_as_its_name_says(start):
+    part = Images(PICTURES, LABELS)
+    data = Dataset("noise", tuple("0123456789"), part, part[:100])
+    given = replace(PAPER, validation=0)
+    net, recipe = starts.begin(start, given, data)
+    assert (recipe.warmup_lr == 0.001) is (start == "gentle")
+    trained = load_run("plain20-paper-64k").model().conv1.weight
+    known = start in ("built", "built, clipped", "plain20, again")
+    assert torch.equal(net.conv1.weight, trained) is known
+    (100 * F.cross_entropy(net(X[:16]), LABELS[:16])).backward()
+    short = max(weight.grad.norm() for weight in net.parameters()) < 1.001
+    assert short == (start in ("clipped", "built, clipped", "plain20, clipped"))
 
 
 @pytest.mark.parametrize("start", starts.STARTS)

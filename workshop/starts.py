@@ -7,7 +7,8 @@
 - `built, clipped`: both;
 - `plain20, again`: plain20 trains on from the same weights, which is what `built` can
   hope for;
-- `plain20` and `plain20, clipped`: what they are measured against.
+- `plain20`: what plain56 is measured against;
+- `plain20, clipped`: whether clipping helps a net that starts well, too.
 
 Finished runs stand in data/starts.json; what is cut short goes on where it stopped. One
 of plain56 takes three hours of a core, or a minute of a large GPU.
