@@ -52,6 +52,9 @@ MAY_DIFFER = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
 
 FIELDS = tuple(field.name for field in fields(Recipe))
 
+# What a record says of its network: `ResNet`, and each of its arguments.
+NETWORK = {"class", "widths", "depths", "shortcut", "classes", "in_channels"}
+
 # What runs did that were recorded before these fields of a recipe were a choice.
 OLDER = {"schedule": "steps", "small_until": [], "small_size": []}
 
@@ -187,7 +190,8 @@ def _check_network(network: dict) -> None:
     """Raise ValueError, TypeError or KeyError for what `describe` did not write."""
     check_stages(network["widths"], network["depths"])
     check_stages([network["classes"]], [network["in_channels"]])  # 1 or more
-    if network["class"] != "ResNet" or network["shortcut"] not in (None, "A", "B", "C"):
+    known = network["class"] == "ResNet" and network.keys() == NETWORK
+    if not known or network["shortcut"] not in (None, "A", "B", "C"):
         raise ValueError(f"its network is {network}")
 
 

@@ -452,6 +452,7 @@ BAD_RECORDS = {  # changes of what recipe.json holds
     "a wide network": lambda about: about["network"].update(widths=8),
     "a shortcut": lambda about: about["network"].update(shortcut="E"),
     "a class": lambda about: about["network"].update({"class": "VGG"}),
+    "an unknown argument": lambda about: about["network"].update(kernel=3),
 }
 
 
