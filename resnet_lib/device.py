@@ -88,8 +88,8 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
 
     CUDA and CPU: channels last, and bf16 where units of its own multiply it (GPUs from
     Ampere on, processors with AMX), else fp32: emulated bf16 is several times slower,
-    and AVX512-BF16 alone took 1.4 times the seconds of fp32 on one processor, on
-    another 0.5 to 0.6 of them: try "bf16" there.
+    and with AVX512-BF16 alone it took 1.4 times the seconds of fp32 on one processor
+    and 0.5 to 0.6 of them on another, so try both on such a one.
     Apple's MPS: fp32, default format. `precision` "bf16", "tf32" or "fp32" overrules,
     as does `device`.
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ MAY_DIFFER = ("seed", "warmup_lr", "warmup_error", "log_every", "eval_every")
 FIELDS = tuple(field.name for field in fields(Recipe))
 
 # What a record says of its network: `ResNet`, and each of its arguments.
-NETWORK = {"class", "widths", "depths", "shortcut", "classes", "in_channels"}
+NETWORK = {"class", *signature(ResNet).parameters}
 
 # What runs did that were recorded before these fields of a recipe were a choice.
 OLDER = {"schedule": "steps", "small_until": [], "small_size": []}

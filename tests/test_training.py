@@ -437,7 +437,7 @@ def test_auto_is_bf16_only_where_it_is_native(monkeypatch, native, precision):
     monkeypatch.setattr(torch, "empty", lambda *size, device: None)
     profile = devices.device_profile(device="cuda")
     assert str(profile) == f"cuda, {precision}, channels_last"
-    # AVX512-BF16 alone is slower than fp32 on some.
+    # With AVX512-BF16 alone it may be slower than fp32.
     for name, there in (("amx_tile", native), ("avx512_bf16", True)):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda yes=there: yes)
     profile = devices.device_profile(device="cpu")
