@@ -13,7 +13,9 @@ from tempfile import gettempdir
 import nbformat
 import pytest
 
+from resnet_lib.runs import load_run
 from workshop.execute import STATE, VIEW, lost_widgets, numbered
+from workshop.results import PAPER_ERRORS
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -123,6 +125,19 @@ def test_links_lead_somewhere_and_cells_keep_no_marks_of_another_format(path):
             assert (path.parent / target).exists(), target
     for cell in read(path).cells:
         assert not re.search(r"^(# %%|%% \[)", cell.source, re.M), cell.source
+
+
+def test_04_tells_the_errors_that_are_recorded():
+    """Its sentences and the words for its first picture, which nothing computes."""
+    (path,) = (p for p in LESSONS if p.stem.startswith("04"))
+    first = next(
+        cell.source for cell in cells(path) if "plots.describe(" in cell.source
+    )
+    told = set(re.findall(r"(\d+\.\d\d) %", text(path, "markdown") + first))
+    ours = [load_run(f"{net}-paper-64k").final for net in ("resnet18", "plain18")]
+    recorded = {f"{100 * final['test_error']:.2f}" for final in ours}
+    assert recorded <= told
+    assert told - recorded <= {f"{error:.2f}" for error in PAPER_ERRORS.values()}
 
 
 # --- committed outputs ----------------------------------------------------------------
