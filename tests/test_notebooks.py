@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from tempfile import gettempdir
 
 import nbformat
@@ -16,6 +17,7 @@ import pytest
 from resnet_lib.runs import load_run
 from workshop.execute import STATE, VIEW, lost_widgets, numbered
 from workshop.results import PAPER_ERRORS
+from workshop.starts import recorded
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -138,6 +140,23 @@ def test_04_tells_the_errors_that_are_recorded():
     recorded = {f"{100 * final['test_error']:.2f}" for final in ours}
     assert recorded <= told
     assert told - recorded <= {f"{error:.2f}" for error in PAPER_ERRORS.values()}
+
+
+def test_05_tells_what_the_starts_show():
+    """Its sentences below the curves, in percent of the gap and of the images."""
+    (path,) = (p for p in LESSONS if p.stem.startswith("05"))
+    starts = recorded()
+
+    def error(start):  # in training, the mean of the seeds
+        names = [name for name in starts if name.startswith(f"{start}, seed")]
+        return mean(starts[name]["history"]["train_error"][-1] for name in names)
+
+    late = error("as is")
+    closed = (late - error("gentle")) / (late - error("plain20"))
+    again, built = error("plain20, again"), error("built")
+    told = text(path, "markdown")
+    assert f"closes only {100 * closed:.0f} %" in told
+    assert f"ends at {100 * again:.0f} %, not {100 * built:.0f} %" in told
 
 
 # --- committed outputs ----------------------------------------------------------------
