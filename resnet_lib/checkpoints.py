@@ -141,7 +141,7 @@ class RunFolder:
     def release(self) -> None:
         self.lock.release()
         if self.state.at_end and self.ranks.first:
-            self.path.joinpath(".lock").unlink(missing_ok=True)
+            _remove(self.path / ".lock")
 
     def _check_identity(self) -> None:
         """Write what this run is, or compare it with what the folder says."""
@@ -194,7 +194,9 @@ class RunFolder:
         """A run that goes on under other conditions says from where, and which."""
         path = self.path / "environment.json"
         recorded = read_json(path)
-        known = recorded | (recorded.get("resumed") or [{}])[-1]
+        known = dict(recorded)
+        for change in recorded.get("resumed", []):
+            known |= change
         now = self._environment()
         changed = {key: now[key] for key in now if now[key] != known.get(key)}
         if self.state.iteration and changed.keys() - {"started"}:
@@ -296,8 +298,14 @@ class RunFolder:
     def close(self) -> None:
         """Remove the checkpoints, and what a kill left of one (.part)."""
         for path in self.checkpoints:
-            path.unlink(missing_ok=True)
-            path.with_name(path.name + ".part").unlink(missing_ok=True)
+            _remove(path)
+            _remove(path.with_name(path.name + ".part"))
+
+
+def _remove(path: Path) -> None:
+    """On a read-only drive even an absent file cannot be unlinked."""
+    if path.exists():
+        path.unlink(missing_ok=True)
 
 
 def _read_checkpoint(path: Path) -> dict | None:

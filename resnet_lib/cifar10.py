@@ -1,5 +1,6 @@
 """CIFAR-10 and its sister CIFAR-100 on disk: find, download, verify."""
 
+import argparse
 import contextlib
 import http.client
 import os
@@ -21,6 +22,7 @@ from resnet_lib.progress import progress_bar
 __all__ = ["CIFAR10", "CIFAR100", "download", "find", "title_of"]
 
 Source = type[CIFAR10]  # torchvision's class knows a set's files; CIFAR100 is one too
+SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 def title_of(source: Source) -> str:
@@ -159,5 +161,12 @@ def _append(url: str, part: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    wanted = CIFAR100 if sys.argv[1:] == ["cifar100"] else CIFAR10
-    print(f"{title_of(wanted)} is in {download(wanted)}")
+    command = argparse.ArgumentParser(
+        "python -m resnet_lib.cifar10", description=__doc__
+    )
+    command.add_argument("set", nargs="?", choices=list(SOURCES), default="cifar10")
+    wanted = SOURCES[command.parse_args().set]
+    try:
+        print(f"{title_of(wanted)} is in {download(wanted)}")
+    except OSError as error:
+        sys.exit(str(error))

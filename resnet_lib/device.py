@@ -126,7 +126,9 @@ def _has_bf16(device: str) -> bool:
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h
 KEEPING = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1, TOP_PAD: 64 << 20}
-GLIBC = {MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
+# Where glibc's own thresholds end on 64 bits. They begin at 128 KiB and grow with the
+# blocks that are freed, but never again once they have been set.
+GROWN = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20, TOP_PAD: 128 << 10}
 
 
 @contextlib.contextmanager
@@ -134,8 +136,8 @@ def keeping_freed_memory() -> Iterator[None]:
     """Inside, glibc keeps freed blocks instead of returning them to the system.
 
     Each step on the CPU frees its activations and asks for them again; handing every
-    page back and forth costs several percent of the time. Afterwards glibc has its own
-    values again. Other C libraries are left alone.
+    page back and forth costs several percent of the time. Afterwards glibc has the
+    values that it would have grown to. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -146,7 +148,7 @@ def keeping_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, value in GLIBC.items():
+        for parameter, value in GROWN.items():
             libc.mallopt(parameter, value)
         libc.malloc_trim(0)
 
@@ -214,7 +216,7 @@ class GraphedStep:
             self.given = given.clone()  # the address that the recording reads
             self._warm_up()
             self.before_recording()
-            self.replay = record_cuda_graph(lambda: self.step(self.given))
+            self.replay = record_cuda_graph(lambda: self.step(self.given), given.device)
         self.given.copy_(given)
         self.replay()
 
@@ -295,9 +297,11 @@ def on_side_stream(device: torch.device) -> Iterator[None]:
     main.wait_stream(stream)
 
 
-def record_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
+def record_cuda_graph(
+    work: Callable[[], None], device: torch.device
+) -> Callable[[], None]:
     """Record the kernels of `work` without running them; returns their replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         work()
     return graph.replay

@@ -142,7 +142,7 @@ class DataParallelTraining(Training):
         self.ranks = ranks
         shard = ranks.batch_shard(recipe.batch_size)
         super().__init__(model, data, recipe, device, shard, graphed=False)
-        shape = data.test.images.shape[1:]
+        shape = data.train.images.shape[1:]
         trial = torch.zeros(2, *shape, device=self.profile.device)
         self.forward = ranks.wrap(self.model, trial)
 
@@ -150,6 +150,14 @@ class DataParallelTraining(Training):
         loss, wrong = self.ranks.all_reduce(loss, wrong)
         # Equal shards: the mean over the batch is the mean of their means.
         super()._count(loss / self.ranks.size, wrong)
+
+    def progress(self) -> str:
+        """The same, but no error of rank 0 alone, for which the others would wait: the
+        next row raises it on all ranks."""
+        try:
+            return super().progress()
+        except FloatingPointError as error:
+            return str(error)
 
     def evaluate(self, images: Images) -> Evaluation:
         """Judge a whole set; each part of it is shared, so that no rank waits long."""

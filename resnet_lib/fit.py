@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +150,9 @@ def computing(state: Training, begun_with: int | None, say: bool) -> Iterator[No
     with memory, state.profile.exactly():
         count = None
         if on_cpu and not threads_given():
-            count = begun_with or _choose_threads(state, say)
+            # A run begun beside a GPU may name more threads than there are cores here.
+            usable = begun_with and begun_with <= (os.cpu_count() or 1)
+            count = begun_with if usable else _choose_threads(state, say)
         with threads(count):
             yield
 
@@ -255,7 +258,7 @@ def expected_minutes(
     looks = math.ceil(recipe.iterations / recipe.eval_every)
     # A look at an image is a forward pass, a third of an update's work.
     evaluation = update * judged / recipe.batch_size / 3
-    side = data.test.images.shape[-1]
+    side = data.train.images.shape[-1]
     ends, sizes = (*recipe.small_until, recipe.iterations), (*recipe.small_size, side)
     pieces = zip((0, *recipe.small_until), ends, sizes, strict=True)
     updates = sum((end - start) * (size / side) ** 2 for start, end, size in pieces)

@@ -117,6 +117,8 @@ def image_grid(
     images: Tensor, titles: Sequence[str], columns: int = 8, size: float = 1.0
 ) -> Figure:
     """Images (N, 3, H, W), uint8 or floats from 0 to 1, in rows of `columns`."""
+    if not len(images):
+        raise ValueError("There are no images to draw.")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     inches = (columns * size, rows * (size + 0.25))

@@ -100,13 +100,19 @@ def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
     the model's output. No `.grad` is touched, and `loss.backward()` still works
     afterwards.
 
-    Raises ValueError for a loss that does not depend on one of these weights.
+    Raises ValueError for a loss that does not depend on one of these weights, and for
+    a frozen one.
     """
     weights = {
         name: module.weight
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
+    if frozen := [name for name, w in weights.items() if not w.requires_grad]:
+        raise ValueError(
+            f"The weight of {frozen[0]!r} is frozen and has no gradient: thaw it with "
+            "model.requires_grad_() before you compute the loss."
+        )
     gradients = [None] * len(weights)
     if loss.requires_grad:
         gradients = torch.autograd.grad(

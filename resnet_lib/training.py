@@ -122,6 +122,12 @@ def check_training(model: nn.Module, data: Dataset, recipe: Recipe) -> None:
             f"The weights to train are {', '.join(sorted(kinds)) or 'none'}: make them "
             "float32 with model.float(), and thaw them with model.requires_grad_()."
         )
+    height, width = data.train.images.shape[-2:]
+    if recipe.small_size and (height != width or max(recipe.small_size) > width):
+        raise ValueError(
+            f"small_size is {list(recipe.small_size)}, and the training images have "
+            f"{height} × {width} pixels: it shrinks square images alone."
+        )
 
 
 # --- a training -----------------------------------------------------------------------
@@ -205,7 +211,7 @@ class Training:
         """One update on the next batch of the plan; nothing waits for its result."""
         lr = learning_rate_at(self.iteration, self.recipe, self.warming_up)
         self.optimizer.set_rate(lr)
-        full = self.data.test.images.shape[-1]
+        full = self.data.train.images.shape[-1]
         size = image_size_at(self.iteration, self.recipe, full)
         plan = self.batches.next_plan()  # (B, 4)
         if self.graphed:
@@ -287,7 +293,10 @@ class Training:
 
     def check_weights(self) -> None:
         """FloatingPointError if the last update broke them; its loss came before."""
-        if not all(w.isfinite().all() for w in self.model.state_dict().values()):
+        weights, buffers = self.model.parameters(), self.model.buffers()
+        broken = [w for w in weights if not w.isfinite().all()]
+        broken += [b for b in buffers if b.isnan().any()]  # a mask may hold -inf
+        if broken:
             raise FloatingPointError(
                 f"The weights are no longer finite at iteration {self.iteration}."
             )

@@ -183,6 +183,14 @@ def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path):
         assert done == (130, "", "Stopped.\n"), command
 
 
+def test_a_download_that_fails_is_one_line(tmp_path):
+    where = {"RESNET_LIB_DATA": str(tmp_path), "RESNET_LIB_CIFAR10_URL": "file:///no"}
+    code, out, told = python(ROOT, "-m", "resnet_lib.cifar10", **where)
+    assert (code, out) == (1, "") and re.fullmatch("file:///no could not .*\n", told)
+    code, out, told = python(ROOT, "-m", "resnet_lib.cifar10", "--hlep", **where)
+    assert (code, out) == (2, "") and "usage: python -m resnet_lib.cifar10" in told
+
+
 def test_ctrl_c_before_a_training_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     given = {train: "--data=digits", reproduce: f"--records={tmp_path}"}

@@ -181,6 +181,25 @@ def test_one_net_or_two_and_two_explorers_that_are_linked():
     assert other.picture == -1 and torch.equal(other.image, PICTURES[7])
 
 
+def test_a_shallower_net_beside_a_deeper_one_has_a_picture():
+    nets = {"shallow": shaken("resnet8"), "deep": PAIR["residual"]}
+    explorer = Explorer(nets, DATA, NORM, 5, net="shallow", block="layer1.1")
+    title = explorer.figure().subfigs[1].get_suptitle()
+    assert title.startswith("deep, layer1.1")
+
+
+def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
+    refused(
+        "'dense' has no BasicBlock", Explorer, {"dense": torch.nn.Linear(3, 10)}, DATA
+    )
+    small = Images(PICTURES[..., :8], PART.labels)
+    data = Dataset("strips", DATA.classes, train=small, test=small)
+    refused(r"strips have \(3, 32, 8\)", Explorer, PAIR, data, NORM)
+    net = copy.deepcopy(PAIR["plain"]).train()
+    Explorer({"plain": net}, DATA, NORM, 5).figure()
+    assert net.training
+
+
 def test_a_run_is_played_back():
     run = load_run("resnet18-paper-64k")
     explorer = heard(Explorer({"residual": run}, DATA, NORM, judged=5))

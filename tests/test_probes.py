@@ -154,6 +154,9 @@ def test_gradient_norms_agree_with_backward_and_leave_no_trace(refused):
     for other in (loss.detach(), model.conv1.weight.sum(), stray):
         told = "does not depend on the weight of"
         refused(told, probes.gradient_norms, model, other)
+    model.fc.requires_grad_(False)
+    loss = model(torch.randn(4, 3, 8, 8)).sum()
+    refused("weight of 'fc' is frozen .*: thaw it", probes.gradient_norms, model, loss)
 
 
 # --- blocks and lesions ---------------------------------------------------------------

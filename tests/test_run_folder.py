@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_all_is_on_the_disk_before_the_checkpoints_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "write_atomically", write_and_tell)
     monkeypatch.setattr(type(tmp_path), "unlink", unlink)
-    assert sit(tmp_path / "run", recipe=SHORT, snapshots=(2,)).finished
+    options = {"snapshots": (2,), "checkpoint_seconds": 0}
+    assert sit(tmp_path / "run", recipe=SHORT, **options).finished
     last = done.index("no checkpoint.pt")
     assert done[:last][-3:] == ["iteration-000002.pt", "weights.pt", "history.csv"]
     assert Run(tmp_path / "run").history["iteration"].tolist() == [2]
@@ -132,6 +134,9 @@ def test_finished_run_is_not_repeated(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.RunFolder, "_lock", at_the_last_moment)
     monkeypatch.setattr(Training, "step", None)
     for seed in (8, 9):
+        if seed == 9:  # the drive is read-only now, and says so of absent files too
+            read_only = OSError(errno.EROFS, "Read-only file system")
+            monkeypatch.setattr(Path, "unlink", Mock(side_effect=read_only))
         other = small_net(seed)
         result = sit(tmp_path, other)
         assert result.finished and result.iteration == 24 and len(result.history) == 6
@@ -149,6 +154,21 @@ def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
         assert result.finished == (sitting == 23)
     assert torch.equal(bits(other), bits(net))
     assert outcome(tmp_path) == outcome(folder)
+
+
+def test_a_run_says_where_it_went_on_and_of_a_way_back(tmp_path, monkeypatch):
+    for sitting, machine in enumerate("ABBA"):
+        here = {"device": machine, "commit": str(sitting // 2)}
+        monkeypatch.setattr(checkpoints, "describe_environment", lambda *_, h=here: h)
+        one_update(tmp_path)
+    assert runs.read_json(tmp_path / "environment.json") == {
+        **{"device": "A", "commit": "0"},
+        "resumed": [
+            {"iteration": 1, "device": "B"},
+            {"iteration": 2, "commit": "1"},
+            {"iteration": 3, "device": "A"},
+        ],
+    }
 
 
 def test_seconds_add_up_over_the_sittings(tmp_path, monkeypatch):
@@ -210,6 +230,15 @@ def test_what_is_not_finite_is_not_kept(tmp_path, refused, at, precision, told):
     refused(told, sit, tmp_path, net, **options)
     assert not (tmp_path / "weights.pt").exists()
     assert one_update(tmp_path, recipe=recipe).iteration == 2
+
+
+def test_a_mask_of_infinities_is_no_broken_weight(tmp_path):
+    net = small_net()
+    net.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    assert sit(tmp_path, net, SHORT).finished
+    net.bn1.running_mean[0] = math.nan
+    with pytest.raises(FloatingPointError, match="no longer finite"):
+        Training(net, DATA, SHORT, "cpu").check_weights()
 
 
 # --- a folder of something else is refused --------------------------------------------

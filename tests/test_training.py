@@ -9,6 +9,8 @@ is shown on the CPU.
 import copy
 import enum
 import itertools
+import os
+import platform
 import sys
 import time
 from contextlib import nullcontext
@@ -23,7 +25,7 @@ from nets import DATA, bits, small_net
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_lib import Batches, Normalisation, ResNet, evaluate, fit
+from resnet_lib import Batches, Images, Normalisation, ResNet, evaluate, fit
 from resnet_lib import device as devices
 from resnet_lib.fit import expected_minutes
 from resnet_lib.recipe import PAPER, QUICK, SMOOTHED, Recipe, learning_rate_at
@@ -144,6 +146,7 @@ class Answers(nn.Module):
 
 TYPE, LOUD = "is of type", replace(RECIPE.scaled(2), log_every=1)
 SMALL = replace(LOUD, small_until=(2,), small_size=(4,))
+WIDE = replace(DATA, train=Images(DATA.train.images[..., :4], DATA.train.labels))
 BAD_CALLS = [  # arguments of fit, and what is said
     ({"model": "resnet8"}, f"The model {TYPE} str: give"),
     ({"data": DATA.train}, f"The data {TYPE} Images: give .*Dataset"),
@@ -163,6 +166,8 @@ BAD_CALLS = [  # arguments of fit, and what is said
     ({"model": small_net().double()}, r"torch.float64.*model.float\(\)"),
     ({"model": small_net().requires_grad_(False)}, "are none: .* thaw them with model"),
     ({"model": nn.Flatten()}, "weights to train are none: "),
+    ({"recipe": replace(SMALL, small_size=(9,))}, "8 × 8 pixels: it shrinks square"),
+    ({"recipe": SMALL, "data": WIDE}, "have 8 × 4 pixels: it shrinks square"),
     ({"model": Answers(lambda x: {"out": x})}, "with a dict. Let its forward"),
     ({"model": Answers(lambda x: (x, x))}, "with a tuple. Let its forward"),
     ({"model": Answers(lambda x: x[:, 0])}, r"of shape \(1,\)\. Let its forward"),
@@ -272,6 +277,15 @@ def test_expected_time_is_the_time_of_the_updates(monkeypatch, refused):
 # --- one update -----------------------------------------------------------------------
 
 
+def test_images_are_trained_on_at_their_own_size():
+    net, seen = small_net(), []
+    smaller = Images(DATA.test.images[..., :4, :4], DATA.test.labels)
+    state = Training(net, replace(DATA, test=smaller), RECIPE, "cpu")
+    net.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-2:]))
+    state.step()
+    assert seen == [(8, 8)]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fit_is_a_plain_loop_to_the_last_bit(precision):
     recipe = replace(RECIPE, precision=precision)
@@ -341,7 +355,8 @@ def recorder(monkeypatch):
     """A device on which steps are recorded and replayed; counts the recordings."""
     recordings = []
 
-    def record(work):
+    def record(work, device):
+        assert device.type == "cpu"
         recordings.append(work)
         return work
 
@@ -468,13 +483,36 @@ def test_threads_are_chosen_once_and_kept(tmp_path, monkeypatch, capsys):
     def look(rows):
         used.append(torch.get_num_threads())
 
-    for tried, minutes in (({3: 0.1, 1: 0.2}, 0), ({1: 0.1, 3: 0.2}, 60)):
+    recipe = replace(RECIPE, log_every=1)
+    # The last sitting is on a machine with too few cores for that.
+    for tried, cores in (
+        ({3: 0.1, 1: 0.2}, 4),
+        ({1: 0.1, 3: 0.2}, 4),
+        ({1: 1, 2: 2}, 2),
+    ):
         monkeypatch.setattr(module, "faster_threads", lambda step, tried=tried: tried)
-        options = {"device": "cpu", "max_minutes": minutes, "on_row": look}
-        finished = fit(small_net(), DATA, RECIPE, tmp_path, **options).finished
-    assert finished and set(used) == {3} and torch.get_num_threads() == before
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        options = {"device": "cpu", "max_minutes": 0, "on_row": look}
+        fit(small_net(), DATA, recipe, tmp_path, **options)
+    assert used == [3, 3, 1] and torch.get_num_threads() == before
     assert "Threads: 3 (0.1 s an update; 1: 0.2 s)." in capsys.readouterr().out
     assert read_json(tmp_path / "environment.json")["threads"] == 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_memory_is_kept_by_the_process_after_a_training_too():
+    from resource import RUSAGE_SELF, getrusage  # Windows has none
+
+    with devices.keeping_freed_memory():
+        pass
+
+    def faults():
+        for _ in range(50):
+            torch.ones(1 << 18)  # 1 MiB, 256 pages
+        return getrusage(RUSAGE_SELF).ru_minflt
+
+    before = faults()
+    assert faults() - before < 25 * 256
 
 
 def test_both_numbers_of_threads_are_tried():

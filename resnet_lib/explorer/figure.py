@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resnet_lib import plots
 from resnet_lib.basic_block import BasicBlock
+from resnet_lib.probes import block_names
 
 if TYPE_CHECKING:
     from resnet_lib.explorer.widget import Explorer
@@ -36,7 +37,10 @@ def steps_of(explorer: "Explorer", title: str) -> dict[str, Tensor]:
 def draw(explorer: "Explorer") -> Figure:
     """The picture, the answers, the chosen block and the paths that are left."""
     titles = list(explorer.models)
-    steps = steps_of(explorer, explorer.net)
+    shown = explorer.net
+    if explorer.block not in ("stem", *block_names(explorer.models[shown])):
+        (shown,) = set(titles) - {shown}  # the deeper one has it
+    steps = steps_of(explorer, shown)
     channel = explorer.channel
     if not 0 <= channel < len(steps["F(x)"]):
         channel = int(steps["F(x)"].abs().mean((1, 2)).argmax())
@@ -64,7 +68,7 @@ def draw(explorer: "Explorer") -> Figure:
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#009E73", lw=2))
     bar = lower.colorbar(drawn, ax=maps, shrink=0.9, format="%.1f")
     bar.ax.tick_params(labelsize=8)
-    words = f"{explorer.net}, {explorer.block}, channel {channel}"
+    words = f"{shown}, {explorer.block}, channel {channel}"
     lower.suptitle(words, fontsize=10, x=0.02, ha="left")
     return figure
 

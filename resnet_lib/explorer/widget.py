@@ -148,9 +148,19 @@ class Explorer(anywidget.AnyWidget):
             )
         self.runs = {title: n for title, n in nets.items() if isinstance(n, Run)}
         self.models = {  # the final ones
-            title: n.model() if isinstance(n, Run) else n.eval()
-            for title, n in nets.items()
+            title: n.model() if isinstance(n, Run) else n for title, n in nets.items()
         }
+        for title, model in self.models.items():
+            if not block_names(model):
+                raise ValueError(
+                    f"{title!r} has no BasicBlock or PlainBlock of this library to "
+                    "look into. Build it with get_model."
+                )
+        if (shape := tuple(data.test.images.shape[1:])) != (3, 32, 32):
+            raise ValueError(
+                f"The explorer shows pictures of shape (3, 32, 32); those of "
+                f"{data.name} have {shape}."
+            )
         self.data = data
         self.normalisation = normalisation or _trained_with(data, nets)
         self.judged = data.test[:judged]
