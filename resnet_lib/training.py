@@ -168,6 +168,8 @@ class Training:
         self.eval_sets = {"test": data.test.to(where)}
         if validation is not None:
             self.eval_sets = {"validation": validation.to(where), **self.eval_sets}
+        buffers = self.model.named_buffers()  # infinite from the start: no fault
+        self.masks = {name for name, b in buffers if b.isinf().any()}
         self.iteration = 0
         self.warming_up = recipe.warmup_lr is not None
         self.rows: list[dict] = []
@@ -293,10 +295,8 @@ class Training:
 
     def check_weights(self) -> None:
         """FloatingPointError if the last update broke them; its loss came before."""
-        weights, buffers = self.model.parameters(), self.model.buffers()
-        broken = [w for w in weights if not w.isfinite().all()]
-        broken += [b for b in buffers if b.isnan().any()]  # a mask may hold -inf
-        if broken:
+        state = self.model.state_dict()
+        if not all(state[name].isfinite().all() for name in state.keys() - self.masks):
             raise FloatingPointError(
                 f"The weights are no longer finite at iteration {self.iteration}."
             )
