@@ -10,7 +10,7 @@ from warnings import filterwarnings
 
 if sys.argv[:1] == ["-m"]:  # a command starts, and PyTorch takes seconds to load
     signal(SIGINT, lambda *_: sys.exit(print("Stopped.", file=sys.stderr) or 130))
-    # It is a command, and imported below as well.
+    # `cifar10` is a command, and is imported below as well.
     filterwarnings("ignore", "'resnet_lib.cifar10' found", RuntimeWarning)
 
 from resnet_lib.basic_block import (

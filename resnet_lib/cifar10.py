@@ -19,7 +19,7 @@ from torchvision.datasets.utils import check_integrity
 from resnet_lib.paths import data_root, has_locks
 from resnet_lib.progress import progress_bar
 
-__all__ = ["CIFAR10", "CIFAR100", "download", "find", "title_of"]
+__all__ = ["CIFAR10", "CIFAR100", "SOURCES", "download", "find", "title_of"]
 
 Source = type[CIFAR10]  # torchvision's class knows a set's files; CIFAR100 is one too
 SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}

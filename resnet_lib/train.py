@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from resnet_lib import datasets
-from resnet_lib.cifar10 import CIFAR10, CIFAR100, find
+from resnet_lib.cifar10 import SOURCES, find
 from resnet_lib.data import Dataset
 from resnet_lib.distributed import process_group
 from resnet_lib.fit import fit
@@ -149,8 +149,7 @@ def load(name: str) -> Dataset:
         return datasets.load_folder(name)
     if name == "digits":
         return datasets.load_digits()
-    source = CIFAR10 if name == "cifar10" else CIFAR100
-    while os.environ.get("LOCAL_RANK", "0") != "0" and find(source) is None:
+    while os.environ.get("LOCAL_RANK", "0") != "0" and find(SOURCES[name]) is None:
         time.sleep(1)
     # Quick where it is on disk.
     return getattr(datasets, f"load_{name}")(download=True)

@@ -184,8 +184,11 @@ def test_one_net_or_two_and_two_explorers_that_are_linked():
 def test_a_shallower_net_beside_a_deeper_one_has_a_picture():
     nets = {"shallow": shaken("resnet8"), "deep": PAIR["residual"]}
     explorer = Explorer(nets, DATA, NORM, 5, net="shallow", block="layer1.1")
-    title = explorer.figure().subfigs[1].get_suptitle()
-    assert title.startswith("deep, layer1.1")
+    for net, block in (("shallow", "stem"), ("deep", "layer1.1")):  # as in the view
+        explorer.net = net
+        title = explorer.figure().subfigs[1].get_suptitle()
+        for words in (title, explorer.sentence()):
+            assert words.startswith(f"{net}, {block}, ")
 
 
 def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
@@ -194,6 +197,7 @@ def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
     )
     small = Images(PICTURES[..., :8], PART.labels)
     data = Dataset("strips", DATA.classes, train=small, test=small)
+    refused("no images to draw", plots.image_grid, PICTURES[:0], [])
     refused(r"strips have \(3, 32, 8\)", Explorer, PAIR, data, NORM)
     net = copy.deepcopy(PAIR["plain"]).train()
     Explorer({"plain": net}, DATA, NORM, 5).figure()

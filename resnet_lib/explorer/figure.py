@@ -11,7 +11,6 @@ from torch import Tensor
 
 from resnet_lib import plots
 from resnet_lib.basic_block import BasicBlock
-from resnet_lib.probes import block_names
 
 if TYPE_CHECKING:
     from resnet_lib.explorer.widget import Explorer
@@ -19,16 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["draw", "png", "steps_of"]
 
 
-def steps_of(explorer: "Explorer", title: str) -> dict[str, Tensor]:
+def steps_of(explorer: "Explorer") -> dict[str, Tensor]:
     """The maps of the chosen block, (C, H, W) by name, as the explorer shows them."""
-    parts = explorer.look(title).parts
-    name = explorer.block
+    parts, name = explorer.look(explorer.net).parts, explorer.opened
     if name == "stem":
         f = parts["stem.f"][0]
         return {"F(x)": f, "after ReLU": F.relu(f)}
     x, f = parts[f"{name}.x"][0], parts[f"{name}.f"][0]
     scale = explorer.scales.get(name, 1)
-    if isinstance(explorer.models[title].get_submodule(name), BasicBlock):
+    if isinstance(explorer.models[explorer.net].get_submodule(name), BasicBlock):
         total = scale * f + x
         return {"x": x, "F(x)": f, "F(x) + x": total, "after ReLU": F.relu(total)}
     return {"x": x, "F(x)": f, "after ReLU": scale * F.relu(f) + (1 - scale) * x}
@@ -37,10 +35,7 @@ def steps_of(explorer: "Explorer", title: str) -> dict[str, Tensor]:
 def draw(explorer: "Explorer") -> Figure:
     """The picture, the answers, the chosen block and the paths that are left."""
     titles = list(explorer.models)
-    shown = explorer.net
-    if explorer.block not in ("stem", *block_names(explorer.models[shown])):
-        (shown,) = set(titles) - {shown}  # the deeper one has it
-    steps = steps_of(explorer, shown)
+    steps = steps_of(explorer)
     channel = explorer.channel
     if not 0 <= channel < len(steps["F(x)"]):
         channel = int(steps["F(x)"].abs().mean((1, 2)).argmax())
@@ -58,7 +53,7 @@ def draw(explorer: "Explorer") -> Figure:
     for ax, (name, step) in zip(maps, steps.items(), strict=True):
         look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
         drawn = ax.imshow(step[channel].numpy(), interpolation="nearest", **look)
-        stem = explorer.block == "stem" and name == "F(x)"  # it has no branch
+        stem = explorer.opened == "stem" and name == "F(x)"  # it has no branch
         ax.set_title("BN" if stem else name, fontsize=10)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -68,7 +63,7 @@ def draw(explorer: "Explorer") -> Figure:
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#009E73", lw=2))
     bar = lower.colorbar(drawn, ax=maps, shrink=0.9, format="%.1f")
     bar.ax.tick_params(labelsize=8)
-    words = f"{shown}, {explorer.block}, channel {channel}"
+    words = f"{explorer.net}, {explorer.opened}, channel {channel}"
     lower.suptitle(words, fontsize=10, x=0.02, ha="left")
     return figure
 

@@ -233,6 +233,12 @@ class Explorer(anywidget.AnyWidget):
         names = (name for model in self.models.values() for name in block_names(model))
         return list(dict.fromkeys(names))
 
+    @property
+    def opened(self) -> str:
+        """The block that is shown: the stem where the network has none of that name."""
+        known = self.block in block_names(self.models[self.net])
+        return self.block if known else "stem"
+
     def show(self, picture: Tensor | bytes | str | Path) -> None:
         """Show a picture of one's own: a file, its bytes, or uint8 (3, 32, 32).
 
@@ -481,7 +487,7 @@ class Explorer(anywidget.AnyWidget):
 
     def sentence(self) -> str:
         """What is shown, in one sentence: the alternative text."""
-        words = [f"{self.net}, {self.block}"]
+        words = [f"{self.net}, {self.opened}"]
         if self.scales:
             words.append(
                 "with "
