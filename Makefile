@@ -8,10 +8,11 @@
 # The shell joins the two, since make would cut a path at a space and read a $ in it; the
 # library knows what ~ is.
 ifneq ($(value RESNET_LIB_DATA),)
-override export RESNET_LIB_DATA := $(shell \
+override RESNET_LIB_DATA := $(shell \
     path='$(subst ','\'',$(value RESNET_LIB_DATA))'; \
     case "$$path" in (/*|"~"*) ;; (*) path="$$PWD/$$path" ;; esac; \
     printf %s "$$path")
+export RESNET_LIB_DATA
 endif
 
 PYTHON ?= python3
@@ -46,6 +47,7 @@ records: .venv/ready
 
 # Every notebook on CIFAR-10 (downloaded to data/ if it is not at hand) …
 notebooks-cifar10: .venv/ready
+	$(BIN)/python -m resnet_lib.cifar10
 	$(NBVAL)
 
 # … and on the embedded digits: an empty data folder and no address to download from.
@@ -84,7 +86,7 @@ badges: .venv/ready
 colab: .colab/ready
 	.colab/bin/python tests/colab.py $(ARGS)
 
-# The web site, from the committed outputs: open .site/html/index.html.
+# The web site, from the committed outputs: python -m http.server -d .site/html
 site: .site/ready
 	$(BIN)/sphinx-build -q -W --keep-going -c workshop/site -d .site/doctrees . .site/html
 
@@ -129,7 +131,10 @@ widgets7: .widgets7/ready
 	    open('.widgets7/borrowed').read())"
 	touch $@
 
+# An environment keeps its first Python, so one that is too old is refused before.
 .venv/ready: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.version_info < (3, 11) and sys.exit( \
+	    'This needs Python 3.11 or later. Name one, as in: make lab PYTHON=python3.13')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

@@ -33,6 +33,7 @@ __all__ = [
     "escape_unprintable",
     "load",
     "run_name",
+    "snapshot_marks",
 ]
 
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
@@ -111,6 +112,11 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
     return dataclasses.replace(recipe, **given)
 
 
+def snapshot_marks(recipe: Recipe) -> list[int]:
+    """The iterations whose weights `--snapshots` keeps."""
+    return [round(share * recipe.iterations) for share in SNAPSHOTS]
+
+
 # --- data -----------------------------------------------------------------------------
 
 
@@ -181,7 +187,6 @@ def main(argv: list[str] | None = None) -> int:
         name = run_name(model.name, arguments.recipe, recipe, arguments.data)
         own = arguments.run
         run = expanded(Path("runs", name) if own is None else own)
-        marks = [round(share * recipe.iterations) for share in SNAPSHOTS]
         with process_group(arguments.device) as ranks:
             if ranks.first:
                 length = f"{recipe.iterations:,} iterations"
@@ -194,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
                 device=arguments.device,
                 max_minutes=arguments.max_minutes,
                 checkpoint_seconds=arguments.checkpoint_seconds,
-                snapshots=marks if arguments.snapshots else (),
+                snapshots=snapshot_marks(recipe) if arguments.snapshots else (),
                 progress=not arguments.quiet,
             )
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

@@ -1,4 +1,6 @@
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,13 @@ def pytest_collection_modifyitems(items: list) -> None:
         return FIRST.index(name) if name in FIRST else len(FIRST)
 
     items.sort(key=place)
+
+
+@pytest.fixture
+def checkout() -> None:
+    """Skip where the project came as an archive, without git."""
+    if not (shutil.which("git") and (Path(__file__).parents[1] / ".git").exists()):
+        pytest.skip("needs a git checkout")
 
 
 @pytest.fixture

@@ -471,7 +471,11 @@ def test_one_channel_of_three(tmp_path, capsys):
 
 def test_names_in_another_encoding_can_be_printed(tmp_path, capsysbinary):
     """As an archive made on another system leaves them."""
-    place = tmp_path / os.fsdecode(b"gr\xfcn")
+    try:
+        place = tmp_path / os.fsdecode(b"gr\xfcn")
+        place.mkdir()
+    except (OSError, ValueError):  # macOS and Windows
+        pytest.skip("needs a file system that takes any bytes for a name")
     fill(place, {os.fsdecode(b"b\xe4r"): 3, "Größe": 3})
     data = load_folder(place)
     assert data.name == "folder gr\\xfcn" and data.classes == ("Größe", "b\\xe4r")

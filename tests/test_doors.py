@@ -31,15 +31,34 @@ def python_files(folder):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-def test_a_data_folder_reaches_the_recipes_whole():
-    show = 'show:; @printf %s "$$RESNET_LIB_DATA"'
-    command = ["make", "--silent", "--no-print-directory", "--eval", show, "show"]
+def test_a_data_folder_reaches_the_recipes_whole(tmp_path):
+    show = tmp_path / "show.mk"  # macOS's make has no --eval
+    show.write_text('show:; @printf %s "$$RESNET_LIB_DATA"')
+    command = ["make", "-s", "--no-print-directory", "-f", "Makefile", "-f", show]
+    command.append("show")
     relative = ("a/$HOME $(x)", "it's #1", 'a"b\\c')
     absolute = ("/with a space/x", "~/pictures", "~")  # the library knows what ~ is
     for given in relative + absolute:
         environment = os.environ | {"RESNET_LIB_DATA": given}
         found = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
         assert found == (given if given in absolute else f"{ROOT}/{given}")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_a_python_that_is_too_old_is_refused_before_it_leaves_anything(tmp_path):
+    """A virtual environment keeps its Python, whatever the next call names."""
+    bound = PYPROJECT["requires-python"].removeprefix(">=")
+    major, minor = map(int, bound.split("."))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    older = f"import sys; sys.version_info = ({major}, {minor - 1}); exec(sys.argv[2])"
+    script = f"#!/bin/sh\nexec '{sys.executable}' -c '{older}' \"$@\"\n"
+    (tmp_path / "old").write_text(script)
+    (tmp_path / "old").chmod(0o755)
+    command = ["make", "-C", tmp_path, ".venv/ready", "PYTHON=./old"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode and f"needs Python {bound} or later" in told.stderr
+    assert "PYTHON=" in told.stderr and not (tmp_path / ".venv").exists()
 
 
 # --- packages -------------------------------------------------------------------------
@@ -102,6 +121,7 @@ def test_what_is_imported_is_declared():
 # --- the address ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("checkout")
 def test_one_command_writes_every_address_and_moves_it(tmp_path):
     names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True)
     texts = [name for name in names.splitlines() if name[-3:] not in (".pt", "png")]
@@ -123,6 +143,7 @@ def test_one_command_writes_every_address_and_moves_it(tmp_path):
         if path.suffix == ".ipynb":
             assert "/github/me/mine/blob/v7.8.9/notebooks/" in text, path.name
             assert "--branch v7.8.9" in text, path.name
+    assert "cd mine && make lab" in (tmp_path / "README.md").read_text("utf-8")
 
 
 # --- the set-up cell ------------------------------------------------------------------

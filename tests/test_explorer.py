@@ -160,6 +160,7 @@ def test_what_is_not_there_is_a_sentence(explorer, refused):
         ("scales", {"layer1.0": 2}, "from 0 to 1"),
         ("scales", {"fc": 0}, "choose from"),
         ("own", b"short", "3072 bytes"),
+        ("pixel", [3], "give .row, column., or"),
     ):
         before = getattr(explorer, name)
         refused(words, setattr, explorer, name, value, error=traitlets.TraitError)
@@ -259,6 +260,16 @@ def test_a_page_without_a_kernel_has_a_picture(explorer):
             explorer.net, explorer.block = net, block
             assert explorer.figure().axes
     assert plt.get_fignums() == []
+
+
+def test_the_picture_marks_the_pixel_and_tells_the_scale_as_the_view_does(explorer):
+    explorer.block, explorer.scales = "layer3.1", {"layer3.1": 0.5}
+    for chosen, marked in (([2, 3], (2, 3)), ([20, 30], (7, 7))):  # of 8 × 8
+        explorer.pixel = chosen
+        x, f, total, out, _ = explorer.figure().subfigs[1].axes
+        assert total.get_title() == "0.50·F(x) + x"
+        for ax in (x, f, total, out):
+            assert (ax.patches[0].get_y() + 0.5, ax.patches[0].get_x() + 0.5) == marked
 
 
 def test_own_pictures(explorer, tmp_path):

@@ -9,6 +9,7 @@ import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -23,6 +24,7 @@ from resnet_lib import train as command
 from resnet_lib.datasets import load_digits
 from resnet_lib.device import threads
 from resnet_lib.paths import data_home
+from resnet_lib.recipe import QUICK
 from resnet_lib.runs import Run, load_run, load_weights, recorded_runs
 from workshop import reproduce as module
 from workshop.plans import read_plan
@@ -78,6 +80,17 @@ def start(path, places, *more):
 def test_a_plan_reaches_the_command_line_whole(path):
     plan = read_plan(path)
     assert len(plan) == len(tomllib.loads(path.read_text("utf-8"))["runs"]) > 0
+    reaches_the_command_line(plan)
+
+
+def test_steps_of_the_shorter_recipe_stay_where_they_are(tmp_path):
+    steps = "iterations = 100_000, milestones = [32_000, 48_000]"
+    small = f"iterations = 30_000, small_until = {list(QUICK.small_until)}"
+    for entry in (steps, f'recipe = "quick", {small}'):
+        reaches_the_command_line(planned(tmp_path, f"runs = [{{{RUN}, {entry}}}]")[1])
+
+
+def reaches_the_command_line(plan):
     for run in plan:
         options = command.parser().parse_args(run.command(Path("folder"))[3:])
         assert command.recipe_from(options) == run.recipe
@@ -258,7 +271,31 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path, places, monkeypatch,
     # With room again it is recorded, and nothing that is finished is ever repeated.
     assert reproduce([run], places) == [] and status_of(run, places) == "done"
     monkeypatch.setattr(module, "subprocess", None)
-    assert reproduce([run], places) == []
+    monkeypatch.setattr(module, "load", None)  # nor downloaded for
+    assert main(arguments(path, places, "--only", run.name)) == 0
+
+
+def test_snapshots_that_were_not_kept_are_named(tmp_path, places):
+    _, (_, run) = planned(tmp_path, TINY.replace("= 3 ", "= 3, snapshots = true "))
+    train(run, places.work / run.name)
+    (error,) = reproduce([run], places)
+    assert "no weights of iterations [0, 1, 5, 8, 10]" in error
+    assert "Leave snapshots out of the plan" in error
+    _, (_, run) = planned(tmp_path)
+    assert reproduce([run], places) == [] and status_of(run, places) == "done"
+
+
+def test_records_may_lie_on_another_drive(tmp_path):
+    drive = Path("/dev/shm")
+    if not drive.is_dir() or drive.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second drive")
+    _, (_, run) = planned(tmp_path)
+    train(run, tmp_path / run.name)
+    with TemporaryDirectory(dir=drive) as folder:
+        (tmp_path / "runs").symlink_to(folder)
+        module.publish(run, tmp_path / run.name, tmp_path / "runs" / run.name)
+        assert list(recorded_runs(tmp_path / "runs")) == [run.name]
+        assert [path.name for path in Path(folder).iterdir()] == [run.name]
 
 
 def test_options_and_drives_that_cannot_be(tmp_path, places, monkeypatch, capsys):

@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 import statistics
 import subprocess
 from pathlib import Path
@@ -82,7 +81,7 @@ def test_recorded_run_is_whole(name, refused):
     assert not list(run.folder.glob("checkpoint*"))
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+@pytest.mark.usefixtures("checkout")
 def test_a_folder_has_the_name_that_git_gives_it(tmp_path, monkeypatch):
     for name in ("a/x.py", "a.py", "a-b.py", "b/c/y.py", "b/__pycache__/y.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +182,7 @@ def test_beside_the_paper(record, tmp_path):
     record("resnet20", 0.01, seed=2, data="digits")
     record("resnet20", 0.01, seed=3, recipe=dataclasses.replace(PAPER, lr=0.01))
     record("resnet56", 0.12, length=8_000)  # too short for the page
+    record("a net of one's own", 0.01)
     found = recorded_runs(tmp_path)
     page = results.comparison(found)
     assert "| `resnet20` | 8.75 | **9.50** ± 0.71 (2 runs) | +0.75 |" in page

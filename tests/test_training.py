@@ -301,7 +301,7 @@ def test_fit_is_a_plain_loop_to_the_last_bit(precision):
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
-    fit(ours, DATA, recipe, progress=False)
+    fit(ours, DATA, recipe, device="cpu", progress=False)
     assert torch.equal(bits(ours), bits(net))
 
 

@@ -83,6 +83,8 @@ class Project:
             text = re.sub(pattern, rf"\g<1>{self.slug}/{between}{self.tag}", text)
         github = r"https://github\.com/[^/]+/[^/\s.]+(?=\.git$|/actions/)"
         text = re.sub(github, self.url, text, flags=re.M)
+        folder = self.slug.rpartition("/")[2]
+        text = re.sub(r"(?m)^cd \S+ && make lab$", f"cd {folder} && make lab", text)
         text = re.sub(r"(?m)^(repository-code: ).*$", rf"\g<1>{self.url}", text)
         return re.sub(r"(?m)^(version: ).*$", rf"\g<1>{self.tag[1:]}", text)
 

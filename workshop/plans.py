@@ -82,10 +82,11 @@ class Planned:
 
 def _recipe_options(recipe: Recipe, base: str) -> list[str]:
     """The options from which `train` makes this recipe out of `RECIPES[base]`."""
-    words = []
+    words = ["--iterations", str(recipe.iterations)]
+    scaled = RECIPES[base].scaled(recipe.iterations)  # where `train` begins, too
     for name in FIELDS:
         value, flag = getattr(recipe, name), name.replace("_", "-")
-        if value == getattr(RECIPES[base], name):
+        if value == getattr(scaled, name):
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")

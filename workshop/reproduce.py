@@ -20,7 +20,7 @@ from resnet_lib.fit import stop_requests
 from resnet_lib.paths import data_home, expanded, has_locks
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import Run, halved, load_weights
-from resnet_lib.train import check_fits, escape_unprintable, load
+from resnet_lib.train import check_fits, escape_unprintable, load, snapshot_marks
 from workshop.plans import Planned, read_plan
 
 __all__ = ["Places", "publish", "reproduce", "status_of"]
@@ -88,9 +88,18 @@ def describe(plan: list[Planned], places: Places) -> str:
 def publish(planned: Planned, folder: Path, target: Path) -> None:
     """Copy what is recorded of a finished run, whole or not at all.
 
-    Weights go along, in half precision, where the plan asks for them.
+    Weights go along, in half precision, where the plan asks for them. Raises
+    RuntimeError for a run that kept fewer snapshots than the plan asks for.
     """
-    part = target.parent.parent / f".{target.name}.part"
+    wanted = snapshot_marks(planned.recipe) if planned.snapshots else []
+    if missing := set(wanted) - set(Run(folder).snapshots):
+        raise RuntimeError(
+            f"{folder} has no weights of iterations {sorted(missing)}, since it began "
+            "without --snapshots. Leave snapshots out of the plan, or delete the "
+            "folder and begin anew."
+        )
+    # On the records' drive, and too deep to count as one of them.
+    part = target.parent / ".part" / target.name
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name in RECORD:
@@ -99,8 +108,9 @@ def publish(planned: Planned, folder: Path, target: Path) -> None:
         torch.save(halved(load_weights(folder / "weights.pt")), part / "weights.pt")
     if planned.snapshots:
         shutil.copytree(folder / "snapshots", part / "snapshots")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part.rename(target)
+    with contextlib.suppress(OSError):  # another call may be at work in it
+        part.parent.rmdir()
 
 
 # --- carrying it out ------------------------------------------------------------------
@@ -254,8 +264,9 @@ def main(argv: list[str] | None = None) -> int:
         state = describe(chosen, places)  # refused, if at all, before a download
         if not given.status:
             # Downloaded once, and not in every job. The images of a folder are counted.
-            counts = {name: len(load(name).train) for name in {r.data for r in chosen}}
-            for run in chosen:
+            todo = [run for run in chosen if status_of(run, places) != "done"]
+            counts = {name: len(load(name).train) for name in {r.data for r in todo}}
+            for run in todo:
                 check_fits(run.recipe, run.data, counts[run.data], "validation = {}")
             options = ["--device", given.device] if given.device else []
             limits = {"jobs": given.jobs, "max_minutes": given.max_minutes}

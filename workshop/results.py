@@ -82,7 +82,7 @@ def _by_the_paper(run: Run) -> bool:
     own = {key: run.recipe[key] for key in MAY_DIFFER}
     paper = dataclasses.replace(PAPER.scaled(run.recipe["iterations"]), **own)
     same = run.about["data"] == "cifar10" and Recipe(**run.recipe) == paper
-    return same and not run.extra_warmup
+    return same and run.network is not None and not run.extra_warmup
 
 
 def comparison(runs: Mapping[str, Run]) -> str:

@@ -27,8 +27,13 @@ def steps_of(explorer: "Explorer") -> dict[str, Tensor]:
     x, f = parts[f"{name}.x"][0], parts[f"{name}.f"][0]
     scale = explorer.scales.get(name, 1)
     if isinstance(explorer.models[explorer.net].get_submodule(name), BasicBlock):
-        total = scale * f + x
-        return {"x": x, "F(x)": f, "F(x) + x": total, "after ReLU": F.relu(total)}
+        total, times = scale * f + x, "" if scale == 1 else f"{scale:.2f}·"
+        return {
+            "x": x,
+            "F(x)": f,
+            f"{times}F(x) + x": total,
+            "after ReLU": F.relu(total),
+        }
     return {"x": x, "F(x)": f, "after ReLU": scale * F.relu(f) + (1 - scale) * x}
 
 
@@ -58,7 +63,10 @@ def draw(explorer: "Explorer") -> Figure:
         ax.set_xticks([])
         ax.set_yticks([])
         if explorer.pixel:
-            row, column = explorer.pixel
+            last = (
+                np.array(step.shape[1:]) - 1
+            )  # of a larger map, maybe: as in the view
+            row, column = np.clip(explorer.pixel, 0, last)
             corner = (column - 0.5, row - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#009E73", lw=2))
     bar = lower.colorbar(drawn, ax=maps, shrink=0.9, format="%.1f")

@@ -202,6 +202,14 @@ class Explorer(anywidget.AnyWidget):
                 )
         return scales
 
+    @traitlets.validate("pixel")
+    def _check_pixel(self, proposal: dict) -> list[int]:
+        if len(proposal["value"]) not in (0, 2):
+            raise traitlets.TraitError(
+                f"No pixel {proposal['value']}: give (row, column), or () for none."
+            )
+        return proposal["value"]
+
     @traitlets.validate("picture")
     def _picture_proposed(self, proposal: dict) -> int:
         return self._check_picture(proposal["value"])

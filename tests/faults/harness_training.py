@@ -450,7 +450,7 @@ def become_nobody() -> None:
     """Root may write anywhere; nobody may not. In a fork."""
     if os.geteuid() == 0:
         digits = datasets.load_digits()  # nobody may not read an environment in /root
-        train.load_digits = lambda: digits
+        datasets.load_digits = lambda: digits
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)

@@ -217,5 +217,6 @@ export async function pageBackend(name) {
 
 export async function open(element, name) {
   const backend = await pageBackend(name);
+  element.replaceChildren(); // what was said while it loaded
   return mount(element, backend);
 }
