@@ -138,9 +138,10 @@ check_stack_jacobian = {
     "the first layer is left out": lambda js: product([eye(js), *factors(js)[1:]]),
     "the last layer is left out": lambda js: product([*factors(js)[:-1], eye(js)]),
     "one identity too many": lambda js: eye(js) + jacobian(js),
-    "changes the Jacobians": [
-        but(jacobian, lambda js: js[-1].add_(eye(js))),
+    "changes the Jacobians": but(jacobian, lambda js: js[-1].add_(eye(js))),
+    "changes the list": [
         but(jacobian, list.pop),
+        but(jacobian, list.reverse),
         but(jacobian, lambda js: js.append(js.pop().double())),
     ],
     "should be one matrix (3, 3), not None": always(None),
@@ -153,6 +154,12 @@ check_stack_jacobian = {
 class Detached(solved_01.Residual):
     def forward(self, x):
         return self.branch(x).detach() + x
+
+
+class InPlace(solved_01.Residual):
+    def forward(self, x):
+        x += self.branch(x)
+        return x
 
 
 def layer(width, *silent, wrap=solved_01.Residual):
@@ -198,6 +205,7 @@ check_deepened = {
     "are frozen": lambda *given: deepened(*given).requires_grad_(False),
     "detach or no_grad": grown(lambda w: quiet(w, wrap=Detached)),
     "branch is not zero at the start": grown(layer),
+    "changes its input": grown(lambda w: quiet(w, wrap=InPlace)),
     "has a bias too": grown(lambda w: layer(w, "2.weight")),
     "gets no gradient": grown(lambda w: quiet(w, "0.weight", "0.bias")),
     "nothing adds the input back": grown(lambda w: quiet(w, wrap=nn.Sequential)),
@@ -223,7 +231,10 @@ check_identity_start = {
     "frozen": but(start, lambda net: net[1:-1].requires_grad_(False)),
     "share their numbers": but(start, share),
     "the same to every image": but(start, times(0, "1.2.weight")),
-    "negative numbers": but(start, times(0, "1.0.bias", "1.2.bias")),
+    "negative numbers": [
+        but(start, times(0, "1.0.bias", "1.2.bias")),
+        but(start, times(0, "1.0.bias")),
+    ],
     "does not pass on": but(start, times(-1, "1.2.weight")),
     "layer 30": but(start, lambda net: nn.init.normal_(net[30][2].weight)),
 }
@@ -313,6 +324,7 @@ check_basic_block = {
     "bn2 stands after the addition": forward("relu(b2(c2(relu(b1(c1(x)))) + s(x)))"),
     "bn1 is built and never used": forward("relu(b2(c2(relu(c1(x)))) + s(x))"),
     "bn2 is built and never used": forward("relu(c2(relu(b1(c1(x)))) + s(x))"),
+    "no nn.BatchNorm2d called bn1": layers(bn1="None"),
     "no nn.BatchNorm2d called bn2": layers(bn2="None"),
     "bn1 works twice": forward(
         "relu(b1(c2(relu(b1(c1(x))))) + s(x))", layers(bn2="None")
@@ -322,6 +334,13 @@ check_basic_block = {
     "no running statistics": layers(bn1="nn.BatchNorm2d(a, track_running_stats=False)"),
     "bn1 has no γ": layers(bn1="nn.BatchNorm2d(a, affine=False)"),
     "shortcut's BN has no γ": projection(POINT, "nn.BatchNorm2d(a, affine=False)"),
+    "the shortcut's BN keeps no": projection(
+        POINT, "nn.BatchNorm2d(a, track_running_stats=False)"
+    ),
+    "works in the branch as well": [projection(POINT, name) for name in ("bn1", "bn2")],
+    "the shortcut's convolution has groups": projection(
+        "conv(b, a, 1, s, groups=2)", NORM
+    ),
     "normalises 4 channels": layers(bn1="nn.BatchNorm2d(2 * a)"),
     "in eval mode": forward("relu(b2.train()(c2(relu(b1(c1(x))))) + s(x))"),
     "conv1 has stride 1 and should have 2": layers(conv1="conv(b, a, 3)"),
@@ -341,6 +360,8 @@ check_basic_block = {
     "needs the block's stride": projection("conv(b, a, 1)", NORM),
     "is not 1×1": projection("conv(b, a, 3, s)", NORM),
     "has a bias in front of its BN": projection("conv(b, a, 1, s, bias=True)", NORM),
+    "conv3 is built and has no part in the output": layers(conv3=POINT),
+    "are frozen": layers(conv1="conv1.requires_grad_(False)"),
     "no gradient reaches conv1.weight": forward("relu(f(x).detach() + s(x))"),
     "gradient of x is not": forward("relu(f(x) + s(x).detach())"),
     "no gradient can flow back": forward("relu(f(x) + s(x)).detach()"),
@@ -352,13 +373,25 @@ check_basic_block = {
     "hand over the class": [Block(4, 4), dict],
 }
 deep, deep_layers = partial(forward, base=Bottleneck), partial(layers, Bottleneck)
+
+
+class NoDefault(Bottleneck):
+    def __init__(self, before, channels, stride):
+        super().__init__(before, channels, stride)
+
+
 # What depends on the number of layers; the rest is judged as in the block above.
 check_bottleneck = {
     "✓ .* 70,400 .* 1,180,672": [
         Bottleneck,
+        NoDefault,
         deep_layers(conv3="conv(a, 4 * a, 1, padding='valid')"),
         deep_layers(conv3="nn.LazyConv2d(4 * a, 1, bias=False)", bn3=LAZY_NORM),
     ],
+    "works in the branch as well": deep_layers(
+        shortcut="nn.Sequential(conv(b, 4 * a, 1, s), bn3) if [*shortcut.children()] "
+        "else shortcut"
+    ),
     "2 to 2 channels and should map 2 to 8": deep_layers(conv3="conv(a, a, 1)"),
     "kernel of conv1 is not 1×1": deep_layers(conv1="conv(b, a, 3)"),
     "conv1 has stride 2 and should have 1": deep_layers(conv1="conv(b, a, 1, s)"),
@@ -477,6 +510,7 @@ check_receptive_field = {
     "True: a whole": always(True),
     "3.5": lambda layers: field(layers) + 0.5,
     "1×1": lambda layers: field([layer for layer in layers if layer[0] > 1]),
+    "no middle": lambda layers: 2 * field([(k // 2 + 1, s) for k, s in layers]) - 1,
     "ignored": partial(field, jump=lambda step, stride: step),
     "starts at 0": partial(field, first=0),
     "neighbouring windows overlap": partial(field, first=0, less=0),
@@ -514,7 +548,12 @@ check_silent_start = {
         silence,
         zeroed(".conv2.weight"),
     ],
-    "nothing has changed": always(None),
+    "nothing has changed": [always(None), lambda net: silence(copy.deepcopy(net))],
+    "still starts at": lambda net: [
+        nn.init.zeros_(block.bn2.weight)
+        for stage in (net.layer1, net.layer2, net.layer3)
+        for block in stage[:2]
+    ],
     "gained parameters": lambda net: net.add_module("extra", nn.Linear(1, 1)),
     "silence a shortcut": but(silence, times(0, "layer2.0.shortcut.1.weight")),
     "still adds something": times(0, "fc.weight"),
@@ -538,18 +577,25 @@ def with_sgd(name, other):
 
 
 check_training = {
-    "✓": training,
+    "✓": [training, but(training, nn.Module.eval)],
     "no momentum": with_sgd("", lambda w, rate, _, **more: SGD(w, rate, **more)),
     "no weight decay": with_sgd("", lambda *given, **_: SGD(*given)),
     "sees the first batch": lambda n, b, rates: training(n, repeat(next(b)), rates),
-    "evaluation mode": lambda net, *given: training(net.eval(), *given),
+    "train in evaluation mode": lambda net, *given: training(net.eval(), *given),
     "made with the first rate": lambda *given: training(*given[:2], 4 * [given[2][0]]),
     "gradients add up": with_sgd(".zero_grad", always(None)),
     "weights are as before": [
         with_sgd(".step", always(None)),
         with_sgd(".step", lambda sgd, step=SGD.step: sgd.zero_grad() or step(sgd)),
     ],
-    "take `.item()`": lambda *given: list(map(torch.tensor, training(*given))),
+    "type Tensor: take `.item()`.": lambda *given: list(
+        map(torch.tensor, training(*given))
+    ),
+    "keeps its whole graph": lambda *given: [
+        *training(*given)[:3],
+        torch.ones((), requires_grad=True),
+    ],
+    "a loss is of type float32": lambda *given: list(map(np.float32, training(*given))),
     "`losses[1]` is": lambda *given: [*accumulate(training(*given))],
     "the optimizer's options": with_sgd(
         "", lambda *given, **more: SGD(*given, **more, nesterov=True)
@@ -645,6 +691,7 @@ check_gradient_ratio = {
     "not its square": measured(deep=500.0),
     "as many as `layers` says": measured(shallow=19.0),
     "was every BN taken out": measured(bare=19.0),
+    "divide norms, not means": measured(shallow=2.7),
 }
 
 # 06, inspecting activations ----------------------------------------------------------
@@ -662,6 +709,17 @@ def hooked(model, layer, images, keep=lambda inputs, output: output.clone()):
     return kept[-1].detach()
 
 
+def returned(model, layer, images):
+    """What a hook returns takes the output's place."""
+    kept = {}
+    handle = layer.register_forward_hook(
+        lambda _, inputs, output: kept.setdefault("y", output.detach().clone())
+    )
+    model(images)
+    handle.remove()
+    return kept["y"]
+
+
 check_activation = {
     "✓": [activation, lambda *given: activation(*given).double()],
     "inside a block": lambda m, la, x: activation(m, la, x) if la in [*m] else None,
@@ -669,7 +727,10 @@ check_activation = {
     "carries a gradient": patched(activation, "torch.Tensor.detach", Tensor.clone),
     "what the model returns": lambda m, la, x: m(x).detach(),
     "the layer's input": lambda *a: hooked(*a, lambda inputs, _: inputs[0].clone()),
-    "in place": patched(activation, "torch.Tensor.clone", Tensor.detach),
+    "let the hook return nothing": [
+        patched(activation, "torch.Tensor.clone", Tensor.detach),
+        returned,
+    ],
     "the shape is (4, 8, 8)": lambda *a: activation(*a)[0],
     "not the layer's outputs": lambda *a: 2 * activation(*a),
     "still there": patched(
@@ -719,13 +780,36 @@ def unreset(model, images):
     model.eval()
 
 
+def by_parts(size, momentum=None, end=None):
+    """Reset, then one pass over the images, or their first, in parts of a size."""
+
+    @torch.no_grad()
+    def run(model, images):
+        for bn in model.modules():
+            if isinstance(bn, nn.BatchNorm2d):
+                bn.reset_running_stats()
+                bn.momentum = momentum
+        model.train()
+        for part in images[:end].split(size):
+            model(part)
+        model.eval()
+
+    return run
+
+
 check_recalibrated = {
-    "✓": recalibrate,
+    "✓": [recalibrate, by_parts(64, 1.0), *map(by_parts, (4, 8, 16, 32))],
     "training mode": but(recalibrate, nn.Module.train),
     "a weight changed": but(recalibrate, times(1.01, "fc.weight")),
     "the old ones": [always(None), unreset],
     "hardly anything": patched(recalibrate, "torch.nn.Module.train", always(None)),
-    "bn1 holds other": lambda m, x: [m.train()(x) for _ in range(4)] and m.eval(),
+    "bn1 holds other": [
+        lambda m, x: [m.train()(x) for _ in range(4)] and m.eval(),
+        by_parts(16, 1.0),
+        by_parts(32, 1.0),
+        by_parts(32, end=32),
+        by_parts(2, 0.1),
+    ],
     "layer3.0.bn1": but(recalibrate, times(3, "layer3.0.bn1.running_var")),
 }
 
@@ -823,6 +907,9 @@ STEADY = [2.0 + number for number in range(9)]  # as a fresh net of 2016 gives t
 check_stream = {
     "✓ .* 2.00 to 10.00, about 1.0 more": [always(STEADY), always(np.array(STEADY))],
     "in a list, not float": always(9.0),
+    "not a list of Tensors": always([torch.ones(2)] * 9),
+    "not a list of NoneTypes": always([None] * 9),
+    "blocks of layer1": always([4 + number for number in STEADY]),
     "nine blocks, and here are 3": always(STEADY[::3]),
     "a variance is above 0": always([0.0, *STEADY[1:]]),
     "is the first block first": always(STEADY[::-1]),
@@ -842,6 +929,10 @@ check_average = {
     "got list": lambda g, n: [average(g, n)],
     "changes the gradients": but(average, lambda g: g[0].zero_()),
     "the shape is ()": lambda g, n: average(g, n).mean(),
+    "a kernel's gradient": [
+        lambda g, n: (torch.stack(g) * torch.tensor(n)[:, None]).sum(0) / sum(n),
+        lambda g, n: torch.tensor(n, dtype=g[0].dtype) @ torch.stack(g) / sum(n),
+    ],
     "every device counts the same": lambda g, n: sum(g) / len(g),
     "the plain sum": lambda g, n: sum(g),
     "is not divided": lambda g, n: average(g, n) * sum(n),

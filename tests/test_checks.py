@@ -55,6 +55,7 @@ def says(capsys):
 @pytest.mark.parametrize("name", TABLES)
 def test_answers_are_told_apart(says, monkeypatch, name):
     monkeypatch.setattr(checks.notebook_01, "UPDATES", 45)
+    monkeypatch.setattr(torch, "manual_seed", None)  # it would seed a GPU, too
     hints = {}
     for words, answer in pairs(TABLES[name]):
         line = says(CHECKS[name], answer)
@@ -131,6 +132,13 @@ def test_an_error_says_whose_it_is(says):
         def foward(self, x):
             return x
 
+    class NoInput(answers.Block):
+        def forward(self):
+            return 1
+
+    def in_double(net):
+        nn.init.zeros_(net.layer1[0].bn2.double().weight)
+
     code = compile("def judge(answer): answer(); return 1 / 0", base.__file__, "exec")
     exec(code, ours := {})
     faulty, called = map(base.check, (ours["judge"], lambda a: a()(torch.ones(2))))
@@ -143,6 +151,10 @@ def test_an_error_says_whose_it_is(says):
         (activation, nn.Identity(), mine + "TypeError: "),
         (called, Misspelt, method),
         (called, lambda: nn.Sequential(nn.Identity(), Misspelt()), method),
+        # their signature, and what a library says of what they built:
+        (checks.check_average, lambda gradients: gradients, mine + "TypeError: "),
+        (checks.check_basic_block, NoInput, mine + "TypeError: "),
+        (checks.check_silent_start, in_double, mine + "RuntimeError: "),
         # PyTorch's own error of that name:
         (called, lambda: lambda x: x.to_sparse() == x, mine + "NotImplementedError: "),
         (faulty, lambda: 1, "The check of your answer stopped with ZeroDivision"),

@@ -4,6 +4,7 @@ import functools
 import inspect
 import numbers
 import os
+import re
 import textwrap
 import traceback
 from collections.abc import Callable
@@ -92,9 +93,16 @@ def _stopped(error: Exception, answer: object) -> str:
 
 
 def _reached_answer(error: Exception) -> bool:
-    """Whether a line of the reader's own was running when the error came."""
+    """Whether a line of the reader's own was running when the error came.
+
+    Or a library was, with what the reader built; or their signature did not fit.
+    """
     lines = traceback.extract_tb(error.__traceback__)
-    return not all(line.filename.startswith(_OURS) for line in lines)
+    reached = not all(line.filename.startswith(_OURS) for line in lines)
+    misfit = isinstance(error, TypeError) and re.search(
+        r"\(\) (takes|missing|got) ", str(error)
+    )
+    return reached or bool(misfit) or not lines[-1].filename.startswith(_OURS[0])
 
 
 def _is_of_a_library(answer: object) -> bool:
@@ -145,11 +153,12 @@ def _bare(answer: object) -> object:
 
 def row(answer: object, hint: str) -> Tensor:
     """The numbers (n,) of an answer that lists them; anything else earns the hint."""
+    if isinstance(answer, list | tuple):
+        kinds = sorted({f"{type(part).__name__}s" for part in answer})
+        hint = _filled(hint, f"a list of {' and '.join(kinds)}")
     found = values(answer, hint)
     if found.ndim != 1:
-        lists = found.ndim > 1 and isinstance(answer, list | tuple)
-        kind = "a list of lists" if lists else type(answer).__name__
-        raise Hint(_filled(hint, kind))
+        raise Hint(_filled(hint, type(answer).__name__))
     return found
 
 

@@ -38,7 +38,9 @@ def check_bottleneck(block_class: type[nn.Module]) -> str:
         layers = [(in_channels, channels, 1, 1), (channels, channels, 3, stride)]
         layers += [(channels, 4 * channels, 1, 1)]
         _judge_block(block_class, arguments, layers)
-    mine = _build(block_class, (256, 64), torch.zeros(1, 256, 1, 1).expand(2, -1, 2, 2))
+    mine = _build(
+        block_class, (256, 64, 1), torch.zeros(1, 256, 1, 1).expand(2, -1, 2, 2)
+    )
     sizes = [
         sum(parameter.numel() for parameter in block.parameters())
         for block in (mine, BasicBlock(256, 256))
@@ -91,7 +93,7 @@ def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
     for conv, bn in names:
         for name, kind in ((conv, nn.Conv2d), (bn, nn.BatchNorm2d)):
             layer = getattr(block, name, None)
-            if name == bn and layer is None and _calls(block, "bn1", x) > 1:
+            if name == bn != "bn1" and layer is None and _calls(block, "bn1", x) > 1:
                 raise Hint(
                     f"bn1 works twice and {bn} is missing: each convolution needs a BN "
                     "with γ, β and running statistics of its own."
@@ -177,6 +179,12 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
         raise Hint(f"the shortcut's convolution needs the block's stride, {stride}.")
     if conv.bias is not None:
         raise Hint("the shortcut's convolution has a bias in front of its BN.")
+    if conv.groups != 1:
+        raise Hint("the shortcut's convolution has groups: leave them out.")
+    if norms[0] in [getattr(block, f"bn{i + 1}") for i in range(len(layers))]:
+        raise Hint("the shortcut's BN works in the branch as well: build another.")
+    if not norms[0].track_running_stats:
+        raise Hint("the shortcut's BN keeps no running statistics: eval mode needs it.")
     if not norms[0].affine:
         raise Hint("the shortcut's BN has no γ and no β: leave `affine` as it is.")
 
@@ -268,6 +276,8 @@ def _look_at_output(block, x: Tensor, depth: int, call: str) -> None:
 
 
 def _look_at_gradients(block, x: Tensor, depth: int) -> None:
+    if not all(parameter.requires_grad for parameter in block.parameters()):
+        raise Hint("some parameters are frozen: leave requires_grad on.")
     found = []
     for run in (lambda b, x: b(x), lambda b, x: _right_output(b, x, depth)):
         twin, given = copy.deepcopy(block), x.clone().requires_grad_()
@@ -279,6 +289,9 @@ def _look_at_gradients(block, x: Tensor, depth: int) -> None:
         found.append(gradients | {"x": given.grad})
     mine, right = found
     for name, gradient in right.items():
+        if gradient is None:
+            layer = name.rsplit(".", 1)[0]
+            raise Hint(f"{layer} is built and has no part in the output: take it out.")
         if mine[name] is None and name != "x":
             raise Hint(f"no gradient reaches {name}: something detaches its path.")
         if mine[name] is None or not near(mine[name], gradient, 1e-3, 1e-4):
@@ -333,15 +346,13 @@ def check_predicted_block(predict: Callable[[], Sequence[Sequence[float]]]) -> s
 @check
 def check_clipped_shares(measure: Callable[[nn.Module, Tensor], list[float]]) -> str:
     """Judge a function (net, images) for the share of sums that each block cuts off."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = get_model("resnet14")
-        shake(net)
-        images = torch.randn(8, 3, 32, 32)
-        parts = block_parts(net, images).values()
-        right = [(part.sum < 0).float().mean().item() for part in parts]
-        in_training = _clipped_in_training(copy.deepcopy(net).train(), images)
-        found = measure(copy.deepcopy(net).eval(), images)
+    net = get_model("resnet14")
+    shake(net)
+    images = torch.randn(8, 3, 32, 32)
+    parts = block_parts(net, images).values()
+    right = [(part.sum < 0).float().mean().item() for part in parts]
+    in_training = _clipped_in_training(copy.deepcopy(net).train(), images)
+    found = measure(copy.deepcopy(net).eval(), images)
     found = row(found, "return a list of shares, not {}.")
     if len(found) != len(right):
         raise Hint(

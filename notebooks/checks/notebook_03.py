@@ -113,6 +113,8 @@ def check_receptive_field(receptive_field: Callable[..., int]) -> str:
     if mine == right:
         if receptive_field([(1, 2), (3, 1)]) != 5:
             raise Hint("for [(1, 2), (3, 1)] it is 5: a 1×1 kernel has a stride too.")
+        if receptive_field([(2, 2), (3, 1)]) != 6:
+            raise Hint("for [(2, 2), (3, 1)] it is 6: an even kernel has no middle.")
         return "Right: each kernel adds k - 1 steps, and strides make the steps longer."
     tell(
         {
@@ -172,7 +174,6 @@ _WRONG_FIELDS: dict[str, Callable] = {
 @check
 def check_silent_start(silence: Callable[[nn.Module], None]) -> str:
     """Judge `silence(net)`: branches that add nothing at first and can still learn."""
-    torch.manual_seed(0)
     net = get_model("resnet14", "B")
     before = {name: value.clone() for name, value in net.named_parameters()}
     silence(net)
@@ -181,7 +182,10 @@ def check_silent_start(silence: Callable[[nn.Module], None]) -> str:
         raise Hint("the net has lost or gained parameters: change them where they are.")
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     if not changed:
-        raise Hint("nothing has changed: which parameter scales a branch at its end?")
+        raise Hint(
+            "nothing has changed in the net that you are given: which parameter scales "
+            "a branch at its end? Write into it, not into that of a copy."
+        )
     if any("shortcut" in name for name in changed):
         raise Hint("you silence a shortcut as well: only the branches should be quiet.")
     blocks = [name for name, m in net.named_modules() if isinstance(m, BasicBlock)]
@@ -198,9 +202,15 @@ def check_silent_start(silence: Callable[[nn.Module], None]) -> str:
     deep = get_model("resnet56")
     loud = _first_loss(deep)
     silence(deep)
+    quiet = _first_loss(deep)
+    if quiet > 2.5:
+        raise Hint(
+            f"right for resnet14, but resnet56 still starts at {quiet:.2f}: go through "
+            "all blocks."
+        )
     return (
-        "Silent, and able to learn: on noise, resnet56 now starts at "
-        f"{_first_loss(deep):.2f}, before at {loud:.2f}; ln 10 is {math.log(10):.2f}."
+        f"Silent, and able to learn: on noise, resnet56 now starts at {quiet:.2f}, "
+        f"before at {loud:.2f}; ln 10 is {math.log(10):.2f}."
     )
 
 

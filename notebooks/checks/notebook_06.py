@@ -70,7 +70,7 @@ def _look_at_activation(answer, model: nn.Module, layer: nn.Module, x: Tensor) -
             "that is what the model returns, not what the layer gave.": end,
             "that is the layer's input: the hook's third argument is wanted.": before,
             "a later layer changed it in place: keep a copy, with `clone`, inside the "
-            "hook.": right.relu(),
+            "hook, and let the hook return nothing.": right.relu(),
         },
         "these are not the layer's outputs for these images."
         if found.shape == right.shape
@@ -131,10 +131,10 @@ def _look_at_ratio(found: Tensor, f: Tensor, around: Tensor, x: Tensor, where) -
 @check
 def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> str:
     """Judge `recalibrate(model, images)`: BN's statistics measured anew, untrained."""
-    torch.manual_seed(0)
     model = get_model("resnet8")
     shake(model.eval())
-    images = torch.randn(64, 3, 16, 16)
+    # Bright and dark ones, so that a part of them does not stand for all.
+    images = torch.randn(64, 3, 16, 16) + torch.randn(64, 3, 1, 1)
     before, right = copy.deepcopy(model), _measured(model, images)
     recalibrate(model, images)
     if any(module.training for module in model.modules()):
@@ -163,8 +163,9 @@ def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> st
             )
         if not close(mean, var):
             raise Hint(
-                f"{name} holds other statistics than its input has: call "
-                "`reset_running_stats()`, and set `momentum = None` for a plain mean."
+                f"{name} holds other statistics than its input has over all images: "
+                "call `reset_running_stats()`, and set `momentum = None` for a plain "
+                "mean."
             )
     return "Right: every BN knows its input again, and no weight has changed."
 

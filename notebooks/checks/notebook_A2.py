@@ -55,6 +55,13 @@ def check_average(average: Callable[[list[Tensor], list[int]], Tensor]) -> str:
     )
     hint = "right for three shares, wrong for two equal ones: use `counts`."
     compare(values(average(given[:2], [64, 64]), hint), stacked[:2].mean(0), {}, hint)
+    kernels = [torch.randn(2, 3, 3, 3) for _ in counts]
+    right = sum(n * kernel.double() for n, kernel in zip(counts, kernels, strict=True))
+    hint = (
+        "right for one row of numbers, wrong for a kernel's gradient (2, 3, 3, 3): let "
+        "the counts multiply whole tensors."
+    )
+    compare(values(average(kernels, list(counts)), hint), right / total, {}, hint)
     return "Every image counts the same, wherever it was computed."
 
 
