@@ -63,9 +63,8 @@ def draw(explorer: "Explorer") -> Figure:
         ax.set_xticks([])
         ax.set_yticks([])
         if explorer.pixel:
-            last = (
-                np.array(step.shape[1:]) - 1
-            )  # of a larger map, maybe: as in the view
+            # Chosen on a larger map, maybe: the nearest of this one, as in the view.
+            last = np.array(step.shape[1:]) - 1
             row, column = np.clip(explorer.pixel, 0, last)
             corner = (column - 0.5, row - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#009E73", lw=2))
