@@ -861,7 +861,7 @@ check_repaired_rates = {
     "divides by 10": lambda r, w: rates(r, w, milestones=r.milestones[:1]),
     "64 updates": lambda r, w: rates(r, w)[1:],
     "other numbers": lambda r, w: rates(r, w, lr=0.1),
-    "grey curve": lambda r, w: [*rates(r, w)[:12], r.lr / 2, *rates(r, w)[13:]],
+    "of your lines": lambda r, w: [*rates(r, w)[:12], r.lr / 2, *rates(r, w)[13:]],
     "list of numbers": always(None),
 }
 

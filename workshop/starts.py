@@ -11,7 +11,7 @@
 - `plain20, clipped`: whether clipping helps a net that starts well, too.
 
 Finished runs stand in data/starts.json; what is cut short goes on where it stopped. One
-of plain56 takes three hours of a core, or a minute of a large GPU.
+of plain56 takes three hours of a core.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def _look_at_wrong_rates(
             f"right as far as update {first - 1}, but then {at[first]:g} instead of "
             f"{right[first]:g}: each milestone divides by 10.": first >= 32,
             f"update {first} runs at {at[first]:g} instead of {right[first]:g}: "
-            "compare your rates with the grey curve.": True,
+            "which of your lines wrote that rate?": True,
         }
     )
 
