@@ -8,7 +8,8 @@ import sys
 from signal import SIGINT, signal
 from warnings import filterwarnings
 
-if sys.argv[:1] == ["-m"]:  # a command starts, and PyTorch takes seconds to load
+# A command of ours starts, and PyTorch takes seconds to load.
+if sys.argv[:1] == ["-m"] and any(a.startswith("resnet_lib.") for a in sys.orig_argv):
     signal(SIGINT, lambda *_: sys.exit(print("Stopped.", file=sys.stderr) or 130))
     # `cifar10` is a command, and is imported below as well.
     filterwarnings("ignore", "'resnet_lib.cifar10' found", RuntimeWarning)

@@ -71,11 +71,13 @@ class RunFolder:
     # --- opening ---
 
     @property
-    def threads(self) -> int | None:
-        """With how many threads the run was begun; None for a new one."""
+    def threads(self) -> list[int]:
+        """With how many threads the run was computed, from its first sitting on."""
         with contextlib.suppress(RuntimeError, OSError):  # `open` says what is damaged
-            return read_json(self.path / "environment.json").get("threads")
-        return None
+            begun = read_json(self.path / "environment.json")
+            sittings = [begun, *begun.get("resumed", [])]
+            return [sitting["threads"] for sitting in sittings if "threads" in sitting]
+        return []
 
     def open(self) -> bool:
         """Make the folder or go on with it; True if its run is finished already."""

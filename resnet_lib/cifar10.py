@@ -168,5 +168,5 @@ if __name__ == "__main__":
     wanted = SOURCES[command.parse_args().set]
     try:
         print(f"{title_of(wanted)} is in {download(wanted)}")
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))

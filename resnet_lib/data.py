@@ -177,8 +177,13 @@ class Normalisation:
     def fitted(self, images: Tensor) -> "Normalisation":
         """This normalisation on the device of images (…, C, H, W).
 
-        Raises ValueError if it was measured on pictures of another shape.
+        Raises ValueError if it was measured on pictures of another shape, or if the
+        images are not uint8.
         """
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"The images are {images.dtype}: give pixels from 0 to 255, as uint8."
+            )
         shape = images.shape[-3:]
         try:
             fits = torch.broadcast_shapes(shape, self.mean.shape, self.std.shape)

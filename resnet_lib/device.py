@@ -67,11 +67,12 @@ class DeviceProfile:
         """The same, but for a network that channels last would harm on a CPU.
 
         There PyTorch's backward pass of a narrow, strided 1×1 convolution writes beyond
-        its memory, and the process dies (seen with 2.14 on AVX2, 2 to 7 channels).
+        its memory, and the process dies (seen with 2.14 and 2.15 on AVX2, 2 to 7
+        channels, strides of 2, 4 and 8).
         """
         harmed = self.device.type == "cpu" and any(
             isinstance(layer, nn.Conv2d)
-            and (layer.kernel_size, layer.stride) == ((1, 1), (2, 2))
+            and layer.kernel_size == (1, 1) != layer.stride
             and layer.in_channels < 8
             for layer in model.modules()
         )

@@ -104,18 +104,20 @@ def fit(
             raise ValueError(f"{name} is {value!r}: give a number, 0 or more.")
     check_training(model, data, recipe)
     snapshots = whole_numbers("snapshots", snapshots, recipe.iterations)
-    if snapshots and not run:
+    if snapshots and run is None:
         raise ValueError("snapshots need a folder to lie in: name one as `run`.")
     ranks = Ranks.here()
     if ranks.size > 1:
         state = DataParallelTraining(model, data, recipe, ranks, device)
     else:
         state = Training(model, data, recipe, device, graphed=graphed)
-    folder = RunFolder(expanded(run), state, ranks, snapshots) if run else None
+    folder = None
+    if run is not None:
+        folder = RunFolder(expanded(run), state, ranks, snapshots)
     progress = progress and ranks.first
     limits = (60 * max_minutes, checkpoint_seconds)
     try:
-        with computing(state, folder and folder.threads, progress):
+        with computing(state, folder.threads if folder else [], progress):
             if folder and folder.open():
                 return Fit("finished", state.iteration, state.rows)
             status = _train(state, ranks, folder, on_row, *limits, progress)
@@ -142,17 +144,18 @@ def fit(
 
 
 @contextlib.contextmanager
-def computing(state: Training, begun_with: int | None, say: bool) -> Iterator[None]:
+def computing(state: Training, so_far: Sequence[int], say: bool) -> Iterator[None]:
     """What a training does to its process, undone at the end: allocator, number of
-    threads, order and precision of a GPU's kernels."""
+    threads, order and precision of a GPU's kernels. A run keeps the first of the
+    numbers `so_far` for which there are cores."""
     on_cpu = state.profile.device.type == "cpu"
     memory = keeping_freed_memory() if on_cpu else contextlib.nullcontext()
     with memory, state.profile.exactly():
         count = None
         if on_cpu and not threads_given():
-            # A run begun beside a GPU may name more threads than there are cores here.
-            usable = begun_with and begun_with <= (os.cpu_count() or 1)
-            count = begun_with if usable else _choose_threads(state, say)
+            # A run begun on another machine may name more threads than cores here.
+            usable = [n for n in so_far if n <= (os.cpu_count() or 1)]
+            count = usable[0] if usable else _choose_threads(state, say)
         with threads(count):
             yield
 
@@ -240,7 +243,11 @@ def _train(
 
 
 def expected_minutes(
-    model: nn.Module, data: Dataset, recipe: Recipe, device: str | None = None
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    device: str | None = None,
+    graphed: bool = True,
 ) -> float:
     """How long `fit` will take from its start, at the present speed of this machine.
 
@@ -251,8 +258,8 @@ def expected_minutes(
     full = dataclasses.replace(recipe, small_until=(), small_size=())
     begun = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
-        trial = Training(copy.deepcopy(model), data, full, device)
-        with computing(trial, None, say=False):
+        trial = Training(copy.deepcopy(model), data, full, device, graphed=graphed)
+        with computing(trial, [], say=False):
             update = _seconds_per_step(trial, begun + 3)
     judged = sum(len(images) for images in trial.eval_sets.values())
     looks = math.ceil(recipe.iterations / recipe.eval_every)

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from resnet_lib.training import COLUMNS
+
 __all__ = [
     "PLAIN",
     "RESIDUAL",
@@ -106,6 +108,8 @@ def interact(draw: Callable[..., Figure], alt: str, **controls: object) -> None:
     box.children = (*box.children[:-1], picture, box.children[-1])  # errors, last
     if not picture.value:
         box.update()
+    if not picture.value:
+        draw(**box.kwargs)  # the widget keeps errors to itself: raise this one
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     still = picture.value.split("base64,")[1].split('"')[0]
     bundle = {"application/vnd.jupyter.widget-view+json": view, "image/png": still}
@@ -119,6 +123,10 @@ def image_grid(
     """Images (N, 3, H, W), uint8 or floats from 0 to 1, in rows of `columns`."""
     if not len(images):
         raise ValueError("There are no images to draw.")
+    if len(images) != len(titles):
+        raise ValueError(
+            f"Give a title for each image: {len(images)}, not {len(titles)}."
+        )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     inches = (columns * size, rows * (size + 0.25))
@@ -138,7 +146,7 @@ def training_curves(
 
     `history` has the columns of `training.COLUMNS`; a dotted line marks each milestone.
     """
-    history = pd.DataFrame(history)
+    history = pd.DataFrame(history, columns=list(COLUMNS))
     axes = plt.subplots(1, 2, figsize=(10, 3.5))[1]
     for ax, what in zip(axes, ("loss", "error"), strict=True):
         for part, style, ink in (("train", "--", "0.45"), ("test", "-", RESIDUAL)):
@@ -176,9 +184,9 @@ class LiveCurves:
         from IPython.display import display
 
         axes = training_curves(history, milestones=self.milestones)
-        last = history[-1]
-        axes[0].set_title(f"Training loss {last['train_loss']:.2f}")
-        axes[1].set_title(f"Training error {last['train_error']:.0%}")
+        for last in history[-1:]:
+            axes[0].set_title(f"Training loss {last['train_loss']:.2f}")
+            axes[1].set_title(f"Training error {last['train_error']:.0%}")
         figure = axes[0].figure
         plt.close(figure)  # shown here, and not once more at the end of the cell
         alt = "Loss and error, training and test, against the iteration."

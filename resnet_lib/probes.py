@@ -246,13 +246,19 @@ def lesion(model: nn.Module, scales: Mapping[str, float] | None) -> Iterator[nn.
     with x strided and padded as in shortcut A where the shape changes; 0 skips the
     block. The model is restored whatever happens inside. Veit et al. 2016, §4.
 
-    Raises ValueError for an unknown block and for a scale outside 0 to 1.
+    Raises ValueError for an unknown block, for one whose `forward` is its own, and for
+    a scale outside 0 to 1.
     """
     scales = dict(scales or {})
     blocks = {name: _find(model, name) for name in scales}
     for name, scale in scales.items():
         if not isinstance(blocks[name], BasicBlock | PlainBlock):
             raise ValueError(f"{name!r} is no block: choose from {block_names(model)}.")
+        if type(blocks[name]).forward not in (BasicBlock.forward, PlainBlock.forward):
+            raise ValueError(
+                f"{name!r} has a forward of its own, and a lesion knows only those of "
+                "BasicBlock and PlainBlock."
+            )
         if not 0 <= scale <= 1:
             raise ValueError(f"{name} is scaled by {scale}: give a number from 0 to 1.")
     before = {name: vars(block).get("forward") for name, block in blocks.items()}

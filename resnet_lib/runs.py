@@ -84,7 +84,8 @@ def history_text(rows: list[dict], header: bool = True) -> str:
     if header:
         writer.writeheader()
     for row in rows:
-        writer.writerow({k: "" if v != v else f"{v:.7g}" for k, v in row.items()})
+        cells = {k: "" if v != v else f"{v:.7g}" for k, v in row.items()}
+        writer.writerow({**cells, "iteration": row["iteration"]})
     return text.getvalue()
 
 
@@ -276,7 +277,7 @@ class Run:
         """history.csv: one row per `log_every` iterations; NaN where not evaluated."""
         import pandas as pd
 
-        return pd.read_csv(self.folder / "history.csv")
+        return pd.DataFrame(read_history(self.folder / "history.csv"), columns=COLUMNS)
 
     @property
     def finished(self) -> bool:

@@ -145,6 +145,8 @@ def test_pictures_that_a_normalisation_was_not_measured_on(refused):
     refused("no images to measure", Normalisation.of, PIXELS[:0])
     refused(r"Give their \.images", Normalisation.of, GOOD)
     refused("must be uint8", Normalisation.of, PIXELS / 255)
+    for use in (NORM, lambda images: Augmenter(images, NORM)):
+        refused("torch.float32: give pixels from 0 to 255", use, PIXELS / 255)
 
 
 # --- images ---------------------------------------------------------------------------

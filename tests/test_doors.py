@@ -204,12 +204,28 @@ def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path):
         assert done == (130, "", "Stopped.\n"), command
 
 
+def test_ctrl_c_stays_with_the_program_that_imports_the_library(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("import resnet_lib")
+    (tmp_path / "theirs" / "run.py").write_text(
+        "import signal\n"
+        "try: signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('saved')"
+    )
+    assert python(tmp_path, "-m", "theirs.run", PYTHONPATH=str(ROOT))[1] == "saved\n"
+
+
 def test_a_download_that_fails_is_one_line(tmp_path):
     where = {"RESNET_LIB_DATA": str(tmp_path), "RESNET_LIB_CIFAR10_URL": "file:///no"}
     code, out, told = python(ROOT, "-m", "resnet_lib.cifar10", **where)
     assert (code, out) == (1, "") and re.fullmatch("file:///no could not .*\n", told)
     code, out, told = python(ROOT, "-m", "resnet_lib.cifar10", "--hlep", **where)
     assert (code, out) == (2, "") and "usage: python -m resnet_lib.cifar10" in told
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for folder in (tmp_path, __file__):  # damaged, and no folder
+        where["RESNET_LIB_DATA"] = str(folder)
+        code, out, told = python(ROOT, "-m", "resnet_lib.cifar10", **where)
+        assert (code, out, told.count("\n")) == (1, "", 1), told
 
 
 def test_ctrl_c_before_a_training_is_one_line(monkeypatch, capsys, tmp_path):

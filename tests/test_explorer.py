@@ -196,9 +196,18 @@ def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
     refused(
         "'dense' has no BasicBlock", Explorer, {"dense": torch.nn.Linear(3, 10)}, DATA
     )
+    leaky, parts = copy.deepcopy(PAIR["residual"]), PAIR["residual"].layer1
+    leaky.relu = torch.nn.LeakyReLU(0.5)
+    in_a_row = torch.nn.Sequential(PAIR["residual"].conv1, parts, torch.nn.Flatten())
+    for net in (leaky, in_a_row):
+        refused("'net' computes something else", Explorer, {"net": net}, DATA, NORM)
     small = Images(PICTURES[..., :8], PART.labels)
     data = Dataset("strips", DATA.classes, train=small, test=small)
     refused("no images to draw", plots.image_grid, PICTURES[:0], [])
+    refused("for each image: 3, not 2", plots.image_grid, PICTURES[:3], ["a", "b"])
+    given = {"error": ZeroDivisionError, "end": (1, 5)}
+    refused("zero", plots.interact, lambda end: end / 0, ALT, **given)
+    plots.LiveCurves().draw([])  # stopped before the first row
     refused(r"strips have \(3, 32, 8\)", Explorer, PAIR, data, NORM)
     net = copy.deepcopy(PAIR["plain"]).train()
     Explorer({"plain": net}, DATA, NORM, 5).figure()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_lib import get_model, probes
+from resnet_lib import BasicBlock, get_model, probes
 from resnet_lib.explorer import inside
 
 
@@ -220,6 +220,18 @@ def test_the_model_is_whole_again_whatever_happens(name):
     assert torch.equal(model(X), whole)
     assert list(model.layer2) == order
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_block_that_computes_something_else_is_refused(refused):
+    class ReluFirst(BasicBlock):
+        def forward(self, x):
+            return F.relu(self.residual(x)) + self.shortcut(x)
+
+    model = shaken("resnet14")
+    model.layer2[1] = ReluFirst(32, 32)
+    told = "'layer2.1' has a forward of its own"
+    refused(told, probes.lesion(model, {"layer2.1": 1}).__enter__)
+    assert not inside.is_open(model, X) and inside.is_open(shaken("resnet14"), X)
 
 
 LESIONS = [{}, {"layer2.1": 0.5}, {"layer2.1": 0.2, "layer3.0": 0}]

@@ -44,7 +44,7 @@ from resnet_lib import (
 from resnet_lib.data import Normalisation
 from resnet_lib.fit import stop_requests
 from resnet_lib.identity import network_digest
-from resnet_lib.runs import Run, load_run, load_weights, recorded_runs
+from resnet_lib.runs import Run, load_run, load_weights, read_history, recorded_runs
 from resnet_lib.train import main
 from resnet_lib.training import Training
 
@@ -518,6 +518,7 @@ def test_what_is_told_of_a_run_without_its_files_works(
     # Finished means one thing: the last row, which is written after the weights.
     (run / "history.csv").write_text((run / "history.csv").read_text().rstrip("\n"))
     assert not Run(run).finished
+    assert len(Run(run).history) == len(read_history(run / "history.csv"))
     assert sit(run).finished and Run(run).finished
     whole = (run / "weights.pt").read_bytes()
     for weights in ({}, small_net(classes=7).state_dict(), {"a": torch.ones(1)}):
@@ -597,11 +598,12 @@ ARGUMENTS = shlex.split(
 )
 
 
-def test_an_empty_folder_name_is_refused(tmp_path, monkeypatch, capsys):
+def test_an_empty_folder_name_is_refused(tmp_path, monkeypatch, capsys, refused):
     """As an unset variable leaves it; the run would lie in the folder one is in."""
     monkeypatch.chdir(tmp_path)
     assert main([*ARGUMENTS, "--run", ""]) == 1
     assert "'' is no path" in capsys.readouterr().err and not any(tmp_path.iterdir())
+    refused("'' is no path", fit, small_net(), DATA, RECIPE, "")
 
 
 # Of old terminals, and of files that output is redirected to. None has an arrow.

@@ -137,6 +137,11 @@ def record(tmp_path):
     return write
 
 
+def test_a_long_run_knows_its_last_iteration():
+    row = dict.fromkeys(COLUMNS, math.nan) | {"iteration": 10_000_001}
+    assert history_text([row], header=False).startswith("10000001,")
+
+
 def test_the_longest_study_has_both_nets_at_two_depths(record, tmp_path):
     def study():
         names = longest_study(recorded_runs(tmp_path))

@@ -25,7 +25,15 @@ from nets import DATA, bits, small_net
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_lib import Batches, Images, Normalisation, ResNet, evaluate, fit
+from resnet_lib import (
+    BasicBlock,
+    Batches,
+    Images,
+    Normalisation,
+    ResNet,
+    evaluate,
+    fit,
+)
 from resnet_lib import device as devices
 from resnet_lib.fit import expected_minutes
 from resnet_lib.recipe import PAPER, QUICK, SMOOTHED, Recipe, learning_rate_at
@@ -312,6 +320,11 @@ def test_a_narrow_strided_shortcut_is_kept_from_channels_last():
         state = Training(ResNet(widths, (1, 1), "B"), DATA, RECIPE, "cpu")
         assert state.profile.memory_format == layout
         state.step()
+    for stride, layout in ((1, torch.channels_last), (4, torch.contiguous_format)):
+        net = nn.Sequential(BasicBlock(3, 16, stride, shortcut="B"), nn.Flatten())
+        cpu = torch.device("cpu")
+        profile = devices.DeviceProfile(cpu, "fp32", torch.channels_last)
+        assert profile.suiting(net).memory_format == layout
 
 
 class NoHostReads(TorchDispatchMode):
@@ -423,8 +436,10 @@ def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(recorder, monkeypatch):
 
 def test_a_run_is_replayed_unless_it_is_told_not_to(recorder):
     for options, count in (({"graphed": False}, 0), ({}, 1)):
-        fit(small_net(), DATA, RECIPE, device="cpu", progress=False, **options)
+        expected_minutes(small_net(), DATA, RECIPE, "cpu", **options)
         assert len(recorder) == count
+        fit(small_net(), DATA, RECIPE, device="cpu", progress=False, **options)
+        assert len(recorder) == 2 * count
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -484,17 +499,18 @@ def test_threads_are_chosen_once_and_kept(tmp_path, monkeypatch, capsys):
         used.append(torch.get_num_threads())
 
     recipe = replace(RECIPE, log_every=1)
-    # The last sitting is on a machine with too few cores for that.
+    # The last two sittings are on a machine with too few cores for that.
     for tried, cores in (
         ({3: 0.1, 1: 0.2}, 4),
         ({1: 0.1, 3: 0.2}, 4),
         ({1: 1, 2: 2}, 2),
+        ({2: 1, 1: 2}, 2),
     ):
         monkeypatch.setattr(module, "faster_threads", lambda step, tried=tried: tried)
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         options = {"device": "cpu", "max_minutes": 0, "on_row": look}
         fit(small_net(), DATA, recipe, tmp_path, **options)
-    assert used == [3, 3, 1] and torch.get_num_threads() == before
+    assert used == [3, 3, 1, 1] and torch.get_num_threads() == before
     assert "Threads: 3 (0.1 s an update; 1: 0.2 s)." in capsys.readouterr().out
     assert read_json(tmp_path / "environment.json")["threads"] == 3
 

@@ -20,6 +20,7 @@ __all__ = [
     "Kernel",
     "LesionedNet",
     "fold_batch_norm",
+    "is_open",
     "kernel_of",
     "look_inside",
     "path_lengths",
@@ -74,6 +75,19 @@ def look_inside(
                 out = scale * F.relu(f) + (1 - scale) * x
         logits = model.fc(model.avgpool(out).flatten(1))  # (N, classes)
     return Inside(logits.to(home), {n: part.to(home) for n, part in parts.items()})
+
+
+@torch.no_grad()
+def is_open(model: nn.Module, images: Tensor) -> bool:
+    """Whether `look_inside` sees what the network itself computes."""
+    with evaluating(model):
+        logits = model(images.to(next(model.parameters()).device))
+    try:
+        seen = look_inside(model, images).logits
+    except (AttributeError, RuntimeError):  # other layers, or of other shapes
+        return False
+    near = 1e-3 * logits.abs().max().item()
+    return torch.allclose(seen, logits.to(seen.device), atol=near, equal_nan=True)
 
 
 def untouched(

@@ -21,6 +21,7 @@ from resnet_lib.datasets import read_picture
 from resnet_lib.explorer.inside import (
     Inside,
     LesionedNet,
+    is_open,
     kernel_of,
     look_inside,
     untouched,
@@ -163,6 +164,14 @@ class Explorer(anywidget.AnyWidget):
             )
         self.data = data
         self.normalisation = normalisation or _trained_with(data, nets)
+        x = self.normalisation(data.test.images[:1])
+        for title, model in self.models.items():
+            if not is_open(model, x):
+                raise ValueError(
+                    f"{title!r} computes something else than a ResNet of these blocks, "
+                    "so the explorer would show other numbers than the network's own. "
+                    "Build it with get_model."
+                )
         self.judged = data.test[:judged]
         self.past: dict[tuple[str, int], nn.Module] = {}  # as they were, by iteration
         self.wholes: dict[str, tuple] = {}
@@ -531,9 +540,9 @@ class Explorer(anywidget.AnyWidget):
 
 
 def _trained_with(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Normalisation:
-    """That of the first run; without one, that of all training images."""
+    """That of the first run on this data; without one, that of all training images."""
     for net in nets.values():
-        if isinstance(net, Run):
+        if isinstance(net, Run) and net.about["data"] == data.name:
             images = data.split(net.recipe["validation"])[0].images
             return Normalisation.of(images, net.recipe["per_pixel_mean"])
     return Normalisation.of(data.train.images)
