@@ -241,10 +241,15 @@ def test_a_run_is_shown_as_it_was_trained(tmp_path):
 @torch.no_grad()
 def test_right_answers_are_counted_again_after_more_training():
     explorer = heard(Explorer(copy.deepcopy(PAIR), DATA, NORM, judged=11))
+    told = set()  # by which the view knows that it has to ask again
     for label, right in ((1, 1), (0, 2)):  # the eleven are of the classes 0 to 9 and 0
         explorer.models["residual"].fc.bias[label] += 1e6  # its answer from now on
         content, _ = ask(explorer, "judge", start=0)
         assert content["right"]["residual"] == right
+        told |= {
+            ask(explorer, "look", picture=n)[0]["nets"][0]["weights"] for n in (0, 1)
+        }
+    assert len(told) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -368,7 +368,7 @@ class View {
     this.hover = null; // the pixel under the pointer
     this.running = false; // an answer is on its way,
     this.again = false; // and the state has changed since
-    this.judging = null; // the lesion and iteration whose accuracy is counted
+    this.judging = null; // the lesion and weights whose accuracy is counted
     this.gone = false;
   }
 
@@ -503,9 +503,10 @@ class View {
     this.judge(question);
   }
 
-  /** The accuracy: of 200 images first, then of more and more, until the lesion changes. */
+  /** The accuracy: of 200 images first, then of more and more, until the lesion or the weights change. */
   async judge(question) {
-    const key = JSON.stringify([question.scales, question.iteration]);
+    const weights = Object.values(this.looks).map((net) => net.weights); // trained since?
+    const key = JSON.stringify([question.scales, question.iteration, weights]);
     if (key === this.judging) return;
     this.judging = key;
     delete this.accuracy.dataset.seen;

@@ -421,6 +421,7 @@ class Explorer(anywidget.AnyWidget):
             {
                 "title": title,
                 "key": self._key(title, asked),
+                "weights": str(self._weights(title, asked)),
                 "shown": self.shown(title, asked.iteration),
                 "logits": inside.logits[0].tolist(),
                 "whole": self._whole(title, asked, inside).tolist(),
