@@ -51,7 +51,7 @@ def beside_the_paper(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Final test errors beside the paper's Table 6, a row per network and schedule.
 
     Of runs by the paper's recipe on CIFAR-10, at any length: mean and standard
-    deviation over the runs in percent, their number n, and the difference to the
+    deviation over the seeds in percent, their number n, and the difference to the
     paper's 64,000 iterations in percentage points. NaN where there is nothing to
     compare, and for the deviation of a single run.
     """
