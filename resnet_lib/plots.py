@@ -109,7 +109,7 @@ def interact(draw: Callable[..., Figure], alt: str, **controls: object) -> None:
     if not picture.value:
         box.update()
     if not picture.value:
-        draw(**box.kwargs)  # the widget keeps errors to itself: raise this one
+        redraw(**box.kwargs)  # the widget keeps errors to itself: raise this one
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     still = picture.value.split("base64,")[1].split('"')[0]
     bundle = {"application/vnd.jupyter.widget-view+json": view, "image/png": still}

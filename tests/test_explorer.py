@@ -196,11 +196,14 @@ def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
     refused(
         "'dense' has no BasicBlock", Explorer, {"dense": torch.nn.Linear(3, 10)}, DATA
     )
+    broken = copy.deepcopy(PAIR["plain"])
+    broken.fc.bias.data[3] = torch.nan  # diverged: to be looked into all the same
+    Explorer({"net": broken}, DATA, NORM, 5)
     leaky, parts = copy.deepcopy(PAIR["residual"]), PAIR["residual"].layer1
     leaky.relu = torch.nn.LeakyReLU(0.5)
     in_a_row = torch.nn.Sequential(PAIR["residual"].conv1, parts, torch.nn.Flatten())
     for net in (leaky, in_a_row):
-        refused("'net' computes something else", Explorer, {"net": net}, DATA, NORM)
+        refused("'net' computes something other", Explorer, {"net": net}, DATA, NORM)
     small = Images(PICTURES[..., :8], PART.labels)
     data = Dataset("strips", DATA.classes, train=small, test=small)
     refused("no images to draw", plots.image_grid, PICTURES[:0], [])

@@ -3,5 +3,6 @@
 import sys
 from signal import SIGINT, signal
 
-if sys.argv[:1] == ["-m"]:  # as `resnet_lib` does, before that is loaded
+# As `resnet_lib` does, before that is loaded.
+if sys.argv[:1] == ["-m"] and any(a.startswith("workshop.") for a in sys.orig_argv):
     signal(SIGINT, lambda *_: sys.exit(print("Stopped.", file=sys.stderr) or 130))

@@ -117,7 +117,8 @@ class Explorer(anywidget.AnyWidget):
     - `iteration`: where the run stands; the latest weights kept until then are shown
 
     `figure()` draws the same for paper. Raises ValueError for no network or more than
-    two, and TraitError for a state that is not there.
+    two and for one that is no ResNet of these blocks, and TraitError for a state that
+    is not there.
     """
 
     _esm = HERE / "explorer.js"
@@ -168,8 +169,8 @@ class Explorer(anywidget.AnyWidget):
         for title, model in self.models.items():
             if not is_open(model, x):
                 raise ValueError(
-                    f"{title!r} computes something else than a ResNet of these blocks, "
-                    "so the explorer would show other numbers than the network's own. "
+                    f"{title!r} computes something other than a ResNet of our blocks: "
+                    "the explorer would show other numbers than the network's own. "
                     "Build it with get_model."
                 )
         self.judged = data.test[:judged]
