@@ -239,6 +239,8 @@ def test_a_run_is_shown_as_it_was_trained(tmp_path):
     assert explorer.normalisation.mean.shape == right.mean.shape
     right = Run(tmp_path).model().eval()(explorer.normalisation(PICTURES[:1]))
     torch.testing.assert_close(explorer.look("residual").logits, right)
+    other = replace(DATA, name="strips")  # which the run has never seen
+    assert Explorer({"residual": Run(tmp_path)}, other).normalisation.mean.numel() == 3
 
 
 @torch.no_grad()
