@@ -15,6 +15,7 @@ from resnet_lib.resnet import ResNet
 __all__ = ["data_digest", "describe", "network_digest"]
 
 LIBRARIES = ("builtins", "resnet_lib", "torch", "torchvision")
+MODES = ("training", "_is_torch_compile")  # how a layer is used, not what it computes
 
 
 def _hung_on(module: nn.Module) -> list[object]:
@@ -39,9 +40,11 @@ def network_digest(model: nn.Module) -> str:
             about += [kind.__qualname__, *map(_told, _members(kind))]
         about += map(_code, _hung_on(module))
         for name, value in vars(module).items():
-            if theirs and not name.startswith("_") and name != "training":
+            if name in MODES:
+                continue
+            if theirs and not name.startswith("_"):
                 about.append(f"{name} {_told(value)}")
-            elif name != "training" and isinstance(value, str | int | float | tuple):
+            elif isinstance(value, str | int | float | tuple):
                 about.append(f"{name} {value}")
     about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

@@ -332,6 +332,11 @@ def test_what_a_version_of_python_notes_of_a_class_makes_no_other_network():
     assert len({*map(network_digest, nets)}) == 1
 
 
+def test_a_run_goes_on_compiled_and_then_as_it_was(tmp_path):
+    nets = small_net(), torch.compile(small_net(), backend="eager"), small_net()
+    assert [one_update(tmp_path, net).iteration for net in nets] == [1, 2, 3]
+
+
 def test_a_run_goes_on_under_a_pytorch_that_prints_its_layers_otherwise(
     tmp_path, monkeypatch
 ):
