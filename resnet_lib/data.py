@@ -156,12 +156,12 @@ class Normalisation:
         # threads.
         if per_pixel:
             mean = images.sum(0, dtype=torch.int64).cpu().double() / len(images)
-            std = torch.ones(channels, 1, 1)
+            std = torch.ones(channels, 1, 1, device="cpu")
             return cls(mean.float(), std, black_border).to(images.device)
         counts = torch.stack(
             [torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]
         ).cpu()  # an Apple GPU has no float64
-        values = torch.arange(256, dtype=torch.float64)
+        values = torch.arange(256, dtype=torch.float64, device="cpu")
         pixels = counts.sum(1)
         mean = (counts * values).sum(1) / pixels
         variance = (counts * values**2).sum(1) / pixels - mean**2
@@ -210,12 +210,13 @@ def plan_epoch(count: int, generator: torch.Generator) -> Tensor:
 
     Drawn on the CPU, so that every device sees the same pictures in the same order.
     """
+    given = {"generator": generator, "device": "cpu"}
     return torch.stack(
         [
-            torch.randperm(count, generator=generator),
-            torch.randint(2 * PADDING + 1, (count,), generator=generator),
-            torch.randint(2 * PADDING + 1, (count,), generator=generator),
-            torch.randint(2, (count,), generator=generator),
+            torch.randperm(count, **given),
+            torch.randint(2 * PADDING + 1, (count,), **given),
+            torch.randint(2 * PADDING + 1, (count,), **given),
+            torch.randint(2, (count,), **given),
         ],
         dim=1,
     )

@@ -76,7 +76,13 @@ class DeviceProfile:
             and layer.in_channels < 8
             for layer in model.modules()
         )
-        return replace(self, memory_format=torch.contiguous_format) if harmed else self
+        return self.contiguous if harmed else self
+
+    @property
+    def contiguous(self) -> "DeviceProfile":
+        """The same with PyTorch's own layout, for a network that takes no other: one
+        that calls `view` on its maps, say."""
+        return replace(self, memory_format=torch.contiguous_format)
 
     def __str__(self) -> str:
         nhwc = self.memory_format == torch.channels_last

@@ -83,9 +83,9 @@ def fit(
     With a folder `run`, the recipe, the environment, the history and the final weights
     are written there, and a checkpoint every `checkpoint_seconds`. The same call goes
     on where it was cut short, to the same bits on the same machine. `snapshots` keeps
-    the weights of those iterations in half precision. `on_row` is called with the
-    history at each new row. On a GPU each update is one CUDA graph; a network that
-    reads numbers back on the way needs `graphed=False`.
+    the weights of those iterations in half precision. `on_row` is called with a copy
+    of the history at each new row. On a GPU each update is one CUDA graph; a network
+    that reads numbers back on the way needs `graphed=False`.
 
     In a process group (see `distributed`) every rank makes this call and trains on its
     share of each batch; rank 0 writes the folder, shows progress and calls `on_row`. A
@@ -213,9 +213,12 @@ def _train(
                 row = state.add_row()
                 state.seconds = time.monotonic() - begun
                 row["seconds"] = round(state.seconds, 2)
-                # The on_row of a reader may look at, or change, the network.
+                # The on_row of a reader may look at, or change, the network; it gets a
+                # copy of the rows, and may leave evaluation mode behind.
                 if on_row and ranks.first:
-                    on_row(state.rows)
+                    on_row([dict(row) for row in state.rows])
+                    if not state.model.training:
+                        state.model.train()
                 if state.at_end:
                     ranks.on_rank_zero(state.check_weights)
             if folder:

@@ -15,7 +15,9 @@ from resnet_lib.resnet import ResNet
 __all__ = ["data_digest", "describe", "network_digest"]
 
 LIBRARIES = ("builtins", "resnet_lib", "torch", "torchvision")
-MODES = ("training", "_is_torch_compile")  # how a layer is used, not what it computes
+# How a layer is used, or was looked at, not what it computes.
+MODES = ("training", "_is_torch_compile", "_is_full_backward_hook")
+PLAIN = (str, int, float)
 
 
 def _hung_on(module: nn.Module) -> list[object]:
@@ -34,7 +36,9 @@ def network_digest(model: nn.Module) -> str:
     about = []
     for path, module in model.named_modules():
         layer = type(module)
-        about.append(f"{path} {layer.__module__}.{layer.__qualname__}")
+        # The code of a reader's class counts, not the file or cell that it stands in.
+        file = f"{layer.__module__}." if _known(layer) else ""
+        about.append(f"{path} {file}{layer.__qualname__}")
         theirs = [kind for kind in layer.__mro__ if not _known(kind)]
         for kind in theirs:
             about += [kind.__qualname__, *map(_told, _members(kind))]
@@ -44,10 +48,14 @@ def network_digest(model: nn.Module) -> str:
                 continue
             if theirs and not name.startswith("_"):
                 about.append(f"{name} {_told(value)}")
-            elif isinstance(value, str | int | float | tuple):
+            elif all(isinstance(v, PLAIN) for v in _items(value)):
                 about.append(f"{name} {value}")
     about += [f"{k} {v.shape} {v.requires_grad}" for k, v in model.named_parameters()]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+
+
+def _items(value: object) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _known(thing: object) -> bool:
@@ -66,7 +74,7 @@ def _told(value: object) -> str:
     """Plain data in full, a function's code, of anything else its name or class."""
     if isinstance(value, list | tuple):
         return str([_told(v) for v in value if not isinstance(v, Tensor)])
-    return repr(value) if isinstance(value, str | int | float) else _code(value)
+    return repr(value) if isinstance(value, PLAIN) else _code(value)
 
 
 def _code(member: object) -> str:

@@ -38,6 +38,8 @@ def _hooked(
     """Call note(name, module, inputs, output) behind each of these layers inside."""
     layers = {name: _find(model, name) for name in names}  # all known, or none hooked
     with contextlib.ExitStack() as hooks:
+        # Compiled code does not call hooks that are newer than it.
+        hooks.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in layers.items():
             hook = layer.register_forward_hook(partial(note, name))
             hooks.callback(hook.remove)

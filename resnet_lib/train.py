@@ -40,6 +40,7 @@ RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # The sets that have a name, and how many images each has to train on.
 DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
 # Where in a run its weights are kept: the start, the climb, and each drop of the rate.
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 SNAPSHOTS = (0, 1 / 128, 1 / 16, 1 / 2, 3 / 4, 1)
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
@@ -209,14 +210,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if ranks.first and result.finished:
         error = result.history[-1]["test_error"]
         print(f"Finished: test error {error:.2%}. Weights in {run}.")
     elif ranks.first:
         print(f"Stopped ({result.status}) at iteration {result.iteration:,}.")
         print("The same command goes on from there.")
-    return 0
+    return INTERRUPTED if result.status == "interrupted" else 0
 
 
 if __name__ == "__main__":

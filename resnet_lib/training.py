@@ -81,20 +81,30 @@ def evaluate(
     data: Images,
     normalisation: Normalisation,
     profile: DeviceProfile | None = None,
-    batch_size: int = 1_000,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Judge a whole set in evaluation mode; the model's mode is restored.
 
-    The model may be on any device; without a `profile` it computes in fp32. Returns
-    logits on the CPU. Raises TypeError for what is no `Images` or no `Normalisation`.
+    The model may be on any device; without a `profile` it computes in fp32. A batch is
+    1,000 images at most, and fewer if they are larger than CIFAR's, for the memory.
+    Returns logits on the CPU. Raises TypeError for what is no `Images` or no
+    `Normalisation`.
     """
     check_type("model", model, nn.Module)
     check_type("data", data, Images, ", such as data.test")
     check_type("normalisation", normalisation, Normalisation, ".of(train.images)")
+    if batch_size is None:
+        batch_size = min(1_000, 1 + 1_000 * 32 * 32 // math.prod(data.images.shape[2:]))
     batch_size = whole_number("batch_size", batch_size, 1)
     if profile is None:
         some = next(model.parameters(), torch.empty(0))
         profile = device_profile("fp32", str(some.device))
+        try:
+            return evaluate(model, data, normalisation, profile, batch_size)
+        except RuntimeError as error:
+            if "view size" not in str(error):
+                raise
+        profile = profile.contiguous
     normalisation = normalisation.to(profile.device)
     logits = []
     with evaluating(model), profile.exactly(), profile.autocast():
@@ -156,7 +166,6 @@ class Training:
         self.model, self.forward = unwrapped(model), model
         self.profile = device_profile(recipe.precision, device).suiting(model)
         where = self.profile.device
-        self.model.to(where, memory_format=self.profile.memory_format).train()
         train, validation = data.split(recipe.validation)
         train = train.to(where)
         self.normalisation = Normalisation.of(
@@ -168,6 +177,7 @@ class Training:
         self.eval_sets = {"test": data.test.to(where)}
         if validation is not None:
             self.eval_sets = {"validation": validation.to(where), **self.eval_sets}
+        self._place()
         buffers = self.model.named_buffers()  # infinite from the start: no fault
         self.masks = {name for name, b in buffers if b.isinf().any()}
         self.iteration = 0
@@ -184,7 +194,6 @@ class Training:
         options = {name: getattr(recipe, name) for name in fields}
         recordable = can_record(where)
         self.optimizer = RecordableSGD(self.model.parameters(), recordable, **options)
-        self._check_classes()
 
     @property
     def at_end(self) -> bool:
@@ -196,16 +205,29 @@ class Training:
         steps = (self.recipe.log_every, self.recipe.eval_every)
         return self.at_end or any(self.iteration % step == 0 for step in steps)
 
-    def _check_classes(self) -> None:
+    def _place(self) -> None:
+        """Put the network where it computes, in the layout that it can compute in, and
+        see that it tells as many classes apart as the data has."""
+        try:
+            outputs = self._outputs()
+        except RuntimeError:
+            self.profile = self.profile.contiguous
+            outputs = self._outputs()
         classes = len(self.data.classes)
-        first = self.data.test[:1]
-        first = Images(first.images, torch.zeros_like(first.labels))  # any net has a 0
-        outputs = self.evaluate(first).logits.shape[1]
         if outputs != classes:
             raise ValueError(
                 f"The network tells {outputs} classes apart, {self.data.name} has "
                 f"{classes}. Build it with classes={classes}."
             )
+
+    def _outputs(self) -> int:
+        """How many classes it tells apart, by its answer to one picture."""
+        place = {"memory_format": self.profile.memory_format}
+        self.model.to(self.profile.device, **place).train()
+        first = self.data.test[:1]
+        first = Images(first.images, torch.zeros_like(first.labels))  # any net has a 0
+        answer = evaluate(self.model, first, self.normalisation, self.profile)
+        return answer.logits.shape[1]
 
     # --- one update ---
 
@@ -339,6 +361,7 @@ class Training:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside `torch.compile`'s or `DataParallel`'s wrapper."""
-    model = getattr(model, "_orig_mod", model)
-    return model.module if isinstance(model, nn.DataParallel) else model
+    """The network inside the wrappers of `torch.compile` and `DataParallel`."""
+    inside = getattr(model, "_orig_mod", model)
+    inside = inside.module if isinstance(inside, nn.DataParallel) else inside
+    return model if inside is model else unwrapped(inside)

@@ -111,6 +111,21 @@ def test_activations_are_the_outputs_by_name_in_the_order_asked_for():
     assert found["0"].min() < 0 and torch.equal(found["0"].relu(), found["1"])
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_compiled_network_is_looked_into_as_it_is(wrapped):
+    net, own = (get_model("resnet8").eval() for _ in range(2))
+    own.load_state_dict(net.state_dict())
+    if wrapped:
+        own = torch.compile(own, backend="eager")
+    else:
+        own.compile(backend="eager")
+    with torch.no_grad():
+        own(X)  # compiled now, without a hook
+    seen = probes.activations(own, X, ["_orig_mod.fc" if wrapped else "fc"])
+    torch.testing.assert_close(*seen.values(), net(X))
+    assert len(probes.block_parts(own, X)) == len(probes.block_parts(net, X)) == 3
+
+
 def test_an_unknown_layer_gets_near_names_and_a_spare_one_its_own(refused):
     model = get_model("resnet8")
     model.spare = nn.Linear(1, 1)

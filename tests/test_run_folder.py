@@ -43,7 +43,6 @@ from resnet_lib import (
 )
 from resnet_lib.data import Normalisation
 from resnet_lib.fit import stop_requests
-from resnet_lib.identity import network_digest
 from resnet_lib.runs import Run, load_run, load_weights, read_history, recorded_runs
 from resnet_lib.train import main
 from resnet_lib.training import Training
@@ -195,6 +194,16 @@ def test_a_signal_is_noted_and_a_second_one_acts_at_once(number):
     assert signal.getsignal(number) is before
 
 
+def test_a_look_along_the_way_leaves_no_trace(tmp_path, alone):
+    def look(rows):
+        net.eval()  # and no way back
+        rows[-1] |= {"mine": 1.0, "test_loss": 0.5}
+
+    net = small_net()
+    assert sit(tmp_path, net, on_row=look).finished
+    assert outcome(tmp_path) == outcome(alone[0])
+
+
 def test_ctrl_c_in_a_notebook_stops_the_cells_that_follow(monkeypatch, tmp_path):
     module = sys.modules["resnet_lib.fit"]
     monkeypatch.setattr(module, "in_notebook", lambda: True)
@@ -327,13 +336,36 @@ def test_a_run_refuses_another_network(tmp_path, name, refused):
     assert sit(tmp_path / "other", theirs(), SHORT).finished
 
 
-def test_what_a_version_of_python_notes_of_a_class_makes_no_other_network():
-    nets = [mlp(first=own(square, **note)) for note in ({}, {"__firstlineno__": 7})]
-    assert len({*map(network_digest, nets)}) == 1
+def looked_at_backwards(net):
+    net.layer1.register_full_backward_hook(double).remove()
 
 
-def test_a_run_goes_on_compiled_and_then_as_it_was(tmp_path):
-    nets = small_net(), torch.compile(small_net(), backend="eager"), small_net()
+SAME_NETS = {
+    "compiled": (small_net, lambda: torch.compile(small_net(), backend="eager")),
+    "compiled, in parallel": (
+        small_net,
+        lambda: nn.DataParallel(torch.compile(small_net(), backend="eager")),
+    ),
+    "looked at": (small_net, lambda: changed(small_net(), looked_at_backwards)),
+    "another version of Python": (
+        lambda: mlp(first=own(square)),
+        lambda: mlp(first=own(square, __firstlineno__=7)),
+    ),
+    "moved to another file": (
+        lambda: mlp(first=own(square)),
+        lambda: mlp(first=own(square, __module__="elsewhere")),
+    ),
+    "a tuple of things": [
+        lambda: changed(mlp(), lambda net: setattr(net, "_things", (object(),)))
+    ]
+    * 2,
+}
+
+
+@pytest.mark.parametrize("name", SAME_NETS)
+def test_a_run_goes_on_with_the_same_network(tmp_path, name):
+    first, second = SAME_NETS[name]
+    nets = first(), second(), first()
     assert [one_update(tmp_path, net).iteration for net in nets] == [1, 2, 3]
 
 

@@ -212,7 +212,7 @@ def test_evaluate_judges_any_network_and_says_what_it_wants(refused):
         ("lls 7", "model", small_net(classes=7)),
         (rf"The data {TYPE} Dataset: give .*Images, such as data\.test", "data", DATA),
         (rf"^The norm.* {TYPE} float: give .*Normalisation\.of", "normalisation", 0.5),
-        ("batch_size is .*whole number, 1 or more", "batch_size", 0, -1, 2.5, None),
+        ("batch_size is .*whole number, 1 or more", "batch_size", 0, -1, 2.5),
     ):
         for value in values:
             refused(told, evaluate, **call | {name: value}, error=REFUSALS)
@@ -233,6 +233,17 @@ def test_evaluation_is_exact_whatever_the_batch_size_and_leaves_every_mode():
         evaluate(net, DATA.test, NORM)  # stopped in the middle
     stop.remove()
     assert net.training and net.fc.training and not net.bn1.training
+
+
+def test_larger_pictures_are_judged_in_smaller_batches():
+    batches = []
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))
+    net.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    for size in (8, 32, 128):
+        images = torch.zeros(1_100, 3, size, size, dtype=torch.uint8)
+        evaluate(net, Images(images, torch.zeros(1_100, dtype=torch.int64)), NORM)
+    assert batches[:4] == [1_000, 100] * 2
+    assert 60 < max(batches[4:]) < 65 and sum(batches[4:]) == 1_100
 
 
 def test_evaluate_brings_images_and_statistics_to_the_model(monkeypatch):
@@ -325,6 +336,43 @@ def test_a_narrow_strided_shortcut_is_kept_from_channels_last():
         cpu = torch.device("cpu")
         profile = devices.DeviceProfile(cpu, "fp32", torch.channels_last)
         assert profile.suiting(net).memory_format == layout
+
+
+class Viewing(nn.Module):
+    """As many a tutorial has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(144, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(-1, 144))
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv3d(3, 4, (1, 3, 3)), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x[:, :, None]).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("net", [Viewing(), Deep()])
+def test_a_network_that_takes_no_channels_last_is_trained_without(net):
+    evaluate(net, DATA.test, NORM)
+    fit(net, DATA, RECIPE.scaled(2), device="cpu", progress=False)
+    evaluate(net, DATA.test, NORM)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # its own fault stays
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), DATA, RECIPE, device="cpu")
+
+
+def test_everything_lies_where_it_is_said_whatever_the_default():
+    net = small_net()
+    with torch.device("meta"):
+        assert fit(net, DATA, RECIPE, device="cpu", progress=False).finished
+        norm = Normalisation.of(DATA.train.images, per_pixel=True)
+        evaluate(net, DATA.test, norm)
 
 
 class NoHostReads(TorchDispatchMode):

@@ -20,7 +20,13 @@ from resnet_lib.fit import stop_requests
 from resnet_lib.paths import data_home, expanded, has_locks
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import Run, halved, load_weights
-from resnet_lib.train import check_fits, escape_unprintable, load, snapshot_marks
+from resnet_lib.train import (
+    INTERRUPTED,
+    check_fits,
+    escape_unprintable,
+    load,
+    snapshot_marks,
+)
 from workshop.plans import Planned, read_plan
 
 __all__ = ["Places", "publish", "reproduce", "status_of"]
@@ -150,7 +156,7 @@ class Job:
         # Asked to stop while Python was still starting, it ends by the signal itself.
         if code < 0 and not (self.stopping and code == -signal.SIGTERM):
             return f"ended by signal {-code}; the same command goes on"
-        if code > 0:
+        if code > 0 and not (self.stopping and code == INTERRUPTED):
             lines = self.log.read_text("utf-8", errors="replace").splitlines()
             return lines[-1] if lines else f"exit code {code}"
         try:

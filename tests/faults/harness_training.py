@@ -380,7 +380,7 @@ def test_sigterm_stops_after_the_iteration(tmp_path, alone):
     wait_for(lambda: rows(folder) >= 3)
     sitting.signal(signal.SIGTERM)
     result = sitting.end()
-    assert result.code == 0 and not result.complaints, result
+    assert result.code == train.INTERRUPTED and not result.complaints, result
     assert "Stopped (interrupted) at iteration" in result.out
     assert 9 <= result.iteration < ITERATIONS
     kept = state((folder / "checkpoint.pt").read_bytes())
