@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import pathlib
+import weakref
 from fractions import Fraction
 from functools import cache, partial, reduce
 from itertools import accumulate, repeat
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from checks.patients import BEDS
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from resnet_lib import get_model, learning_rate_at
 from resnet_lib.basic_block import make_shortcut  # noqa: F401  for the formulas
@@ -126,7 +128,7 @@ def factors(jacobians):
 
 
 check_stack_jacobian = {
-    "✓": jacobian,
+    "✓": [jacobian, but(jacobian, list.pop)],  # the list is a copy
     "where is the identity": product,
     "add 1 to every entry": lambda js: product([1 + j for j in js]),
     "order is reversed": lambda js: product(factors(js)[::-1]),
@@ -139,11 +141,6 @@ check_stack_jacobian = {
     "the last layer is left out": lambda js: product([*factors(js)[:-1], eye(js)]),
     "one identity too many": lambda js: eye(js) + jacobian(js),
     "changes the Jacobians": but(jacobian, lambda js: js[-1].add_(eye(js))),
-    "changes the list": [
-        but(jacobian, list.pop),
-        but(jacobian, list.reverse),
-        but(jacobian, lambda js: js.append(js.pop().double())),
-    ],
     "should be one matrix (3, 3), not None": always(None),
     "should be one matrix (3, 3), not (2, 3, 3)": torch.stack,
     "for 2 layers the numbers are wrong": lambda js: 3 * jacobian(js),
@@ -236,6 +233,7 @@ check_identity_start = {
         but(start, times(0, "1.0.bias")),
     ],
     "does not pass on": but(start, times(-1, "1.2.weight")),
+    "lift large enough": but(start, times(1 / 3, "1.0.bias", "1.2.bias")),
     "layer 30": but(start, lambda net: nn.init.normal_(net[30][2].weight)),
 }
 
@@ -347,7 +345,9 @@ check_basic_block = {
     "conv2 has stride 2 and should have 1": layers(conv2="conv(a, a, 3, s)"),
     "conv1 has a bias": layers(conv1="conv(b, a, 3, s, bias=True)"),
     "conv1 needs padding=1": layers(conv1="conv(b, a, 3, s, padding=0)"),
-    "conv2 needs padding=1": layers(conv2="conv(a, a, 3, padding='valid')"),
+    "conv2 needs padding=1, or it changes the map's size": [
+        layers(conv2=f"conv(a, a, 3, padding={padding})") for padding in ("'valid'", 2)
+    ],
     "kernel of conv2 is not 3×3": layers(conv2="conv(a, a, 5)"),
     "conv2: leave dilation, groups and padding_mode": [
         layers(conv2=f"conv(a, a, 3, {more})")
@@ -355,7 +355,7 @@ check_basic_block = {
     ],
     "conv1 maps 4 to 4": layers(conv1="conv(b, b, 3, s)"),
     "that is option C": layers(shortcut="make_shortcut('C', b, a, s)"),
-    "no BN after it": projection(POINT),
+    "put both into it": projection(POINT),
     "and nothing else": [projection(NORM, POINT), projection(POINT, NORM, "nn.ReLU()")],
     "needs the block's stride": projection("conv(b, a, 1)", NORM),
     "is not 1×1": projection("conv(b, a, 3, s)", NORM),
@@ -618,7 +618,7 @@ check_curves = {
 check_temperature = {
     "✓": least,
     "divided by T": lambda *given: 1 / least(*given),
-    "Try a grid": always(1.0),
+    "steps of a few per cent": always(1.0),
     "0.6 times as large": always(2.0),
     "above 0": always(-1.0),
     "changes the logits": but(least, Tensor.zero_),
@@ -689,7 +689,11 @@ check_gradient_ratio = {
     "the last one below it": measured(deep=0.05),
     "in training mode, and fresh": [measured(deep=1.2), measured(deep=7.5)],
     "not its square": measured(deep=500.0),
-    "as many as `layers` says": measured(shallow=19.0),
+    "as many as `layers` says": [
+        measured(shallow=19.0),
+        measured(shallow=4.9, deep=4.9),
+    ],
+    "is BN kept when": measured(shallow=0.3, deep=0.6, bare=23.0),
     "was every BN taken out": measured(bare=19.0),
     "divide norms, not means": measured(shallow=2.7),
 }
@@ -720,6 +724,13 @@ def returned(model, layer, images):
     return kept["y"]
 
 
+def everywhere(*given):
+    """With a hook that PyTorch calls for every module; gone when it is forgotten."""
+    handle = register_module_forward_hook(always(None))
+    weakref.finalize(given[0], handle.remove)
+    return activation(*given)
+
+
 check_activation = {
     "✓": [activation, lambda *given: activation(*given).double()],
     "inside a block": lambda m, la, x: activation(m, la, x) if la in [*m] else None,
@@ -733,11 +744,17 @@ check_activation = {
     ],
     "the shape is (4, 8, 8)": lambda *a: activation(*a)[0],
     "not the layer's outputs": lambda *a: 2 * activation(*a),
-    "still there": patched(
-        activation, "torch.utils.hooks.RemovableHandle.remove", always(None)
-    ),
+    "still there": [
+        patched(activation, "torch.utils.hooks.RemovableHandle.remove", always(None)),
+        but(activation, lambda m: m[0].register_forward_pre_hook(always(None))),
+        but(activation, lambda m: setattr(m[2], "forward", m[2].forward)),
+        everywhere,
+    ],
     "in a `finally`": hooked,
-    "another mode": but(activation, lambda m: m.train(not m.training)),
+    "another mode": [
+        but(activation, lambda m: m.train(not m.training)),
+        lambda m, *more: but(activation, nn.Module.train)(m.eval(), *more),
+    ],
 }
 
 
@@ -888,6 +905,10 @@ check_repaired_report = {
     "shorter window": lambda h: min(column(h, "test_error")[-3:]),
     "test loss": lambda h: best(h, "test_loss"),
     "a validation error": lambda h: min(column(h, "validation_error")),
+    "largest validation": [
+        lambda h: max(h, key=operator.itemgetter("validation_error"))["test_error"],
+        lambda h: max(h, key=operator.itemgetter("validation_loss"))["test_error"],
+    ],
     "training images": lambda h: best(h, "train_error"),
     "average": lambda h: sum(column(h, "test_error")) / len(h),
     "first row": lambda h: h[0]["test_error"],
@@ -913,6 +934,9 @@ check_stream = {
     "nine blocks, and here are 3": always(STEADY[::3]),
     "a variance is above 0": always([0.0, *STEADY[1:]]),
     "is the first block first": always(STEADY[::-1]),
+    "what the branches add": [
+        always(np.linspace(*ends, 9)) for ends in ((0.74, 0.85), (1.5, 1.17))
+    ],
     "Call net.train() first": always([2.0**number for number in range(9)]),
     "Take the square": always(np.sqrt(STEADY)),
     "a norm or a sum": always([40 * number for number in STEADY]),

@@ -81,6 +81,15 @@ def test_examine_names_the_fault(name, digits):
     assert (SEEN | TOLD)[name] in odd
 
 
+def test_examine_knows_an_identity_by_what_it_does(digits):
+    case = PATIENTS["relu_first"].cases(digits)[1]
+    for block in case.net.modules():
+        if isinstance(getattr(block, "shortcut", None), nn.Identity):
+            block.shortcut = nn.Sequential()
+    (odd,) = checks.examine(case.net, case.batch(600)).odd
+    assert "ReLU before" in odd
+
+
 @pytest.mark.parametrize("base", [healthy, late_relu])
 def test_examine_finds_nothing_in_a_healthy_case(base, digits):
     case = base(digits)

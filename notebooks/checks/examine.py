@@ -287,10 +287,10 @@ def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
             changed += not torch.equal(given.nan_to_num(), before.nan_to_num())
             way = before if shortcut is None else shortcut(before.clone())
         narrow += way.shape[1] != out.shape[1]
-        if shortcut is not None and not isinstance(shortcut, nn.Identity):
-            kinds = [type(m).__name__ for m in shortcut.modules()]
-            bare += "Conv2d" in kinds and not any("Norm" in kind for kind in kinds)
-        elif way.shape == out.shape and (before >= 0).all():
+        kinds = [type(m).__name__ for m in shortcut.modules()] if shortcut else []
+        bare += "Conv2d" in kinds and not any("Norm" in kind for kind in kinds)
+        same = way.shape == out.shape and torch.equal(way, before)
+        if same and (before >= 0).all():
             positive = before > 0
             identities += 1
             lifted += bool(positive.any() and not (out < before)[positive].any())

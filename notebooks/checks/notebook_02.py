@@ -126,7 +126,9 @@ def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
         if (layer.dilation, layer.groups, layer.padding_mode) != ((1, 1), 1, "zeros"):
             raise Hint(f"{conv}: leave dilation, groups and padding_mode as they are.")
         if padding != border:
-            raise Hint(f"{conv} needs padding={size // 2}, or it eats the border.")
+            raise Hint(
+                f"{conv} needs padding={size // 2}, or it changes the map's size."
+            )
         if layer.bias is not None:
             raise Hint(f"{conv} has a bias, which {bn} subtracts: say bias=False.")
         if norm.num_features != out_channels:
@@ -170,7 +172,10 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
             "and x cannot be added."
         )
     if not norms:
-        raise Hint("the shortcut's convolution has no BN after it.")
+        raise Hint(
+            "`shortcut` holds a convolution and no BN after it: put both into it, as "
+            "nn.Sequential(conv, bn)."
+        )
     if parts != [conv := convs[0], norms[0]]:
         raise Hint("the projection is a convolution and a BN, and nothing else.")
     if conv.kernel_size != (1, 1):

@@ -188,7 +188,7 @@ def check_temperature(temperature: Callable[[Tensor, Tensor], float]) -> str:
         if not math.isclose(found, right, rel_tol=0.1):
             raise Hint(
                 f"these logits are {right} times as large as honest ones, and you "
-                f"return {found:.2f}. Try a grid of T from 0.1 to 10, and take the one "
-                "with the smallest cross-entropy of logits / T."
+                f"return {found:.2f}. Take the T with the smallest cross-entropy of "
+                "logits / T; a grid needs steps of a few per cent."
             )
     return "Right for a net that is too sure, and for one that is too modest."

@@ -106,6 +106,16 @@ def check_gradient_ratio(measure: Callable[[int, bool], float]) -> str:
     shallow, deep, bare = ratios.values()
     if 1 / deep > 4:
         raise Hint("the first gradient belongs above the line, the last one below it.")
+    if shallow == deep or (shallow > deep / 3 and deep > 9):
+        raise Hint(
+            f"8 layers give {shallow:.1f} and 32 layers {deep:.1f}: is the net built "
+            "with as many as `layers` says?"
+        )
+    if deep < 9 < bare:
+        raise Hint(
+            f"with BN {deep:.1f}, without {bare:.1f}: is BN kept when `batch_norm` is "
+            "True, and taken out when it is False?"
+        )
     if deep < 9:  # right ones gave 13 or more, residual ones 8 at most
         raise Hint(
             f"32 plain layers with BN give {deep:.1f}: is the net plain, in training "
@@ -115,11 +125,6 @@ def check_gradient_ratio(measure: Callable[[int, bool], float]) -> str:
         raise Hint(
             f"32 plain layers give {deep:,.0f}: divide by the last 3×3 convolution's "
             "norm, not its square or the linear layer's."
-        )
-    if shallow > deep / 3:
-        raise Hint(
-            f"8 layers give {shallow:.1f} and 32 layers {deep:.1f}: is the net built "
-            "with as many as `layers` says?"
         )
     if bare > deep / 3:
         raise Hint(

@@ -20,15 +20,16 @@ def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> 
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
     )
-    images = torch.randn(6, 3, 8, 8)
+    images, before = torch.randn(6, 3, 8, 8), _hooks(model)
     for layer in (model[0], model[2]):
         mode = layer is model[0]
         model.train(mode)
-        _look_at_activation(take(model, layer, images), model, layer, images)
-        if any(module._forward_hooks for module in model.modules()):
-            raise Hint("the hook is still there: call `remove()` on its handle.")
+        answer = take(model, layer, images)
         if model.training != mode:
             raise Hint("the model is in another mode than before: leave it as it is.")
+        _look_at_activation(answer, model, layer, images)
+        if _hooks(model) > before:
+            raise Hint("the hook is still there: call `remove()` on its handle.")
     inner = nn.Conv2d(4, 4, 1)
     nested = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), inner), nn.ReLU()).eval()
     with torch.no_grad():
@@ -40,11 +41,21 @@ def check_activation(take: Callable[[nn.Module, nn.Module, Tensor], Tensor]) -> 
     compare(values(take(nested, inner, images), inside), right, {}, inside, _close)
     with contextlib.suppress(Exception):
         take(model, model[0], images[:, :2])  # two channels: the forward pass fails
-    if any(module._forward_hooks for module in model.modules()):
+    if _hooks(model) > before:
         raise Hint(
             "when the forward pass fails, the hook stays: remove it in a `finally`."
         )
     return "Right: the layer's output, a copy of its own, and no hook left behind."
+
+
+def _hooks(model: nn.Module) -> int:
+    """How many functions hang on its layers, or on all modules."""
+    every = torch.nn.modules.module
+    count = len(every._global_forward_hooks) + len(every._global_forward_pre_hooks)
+    for m in model.modules():
+        count += len(m._forward_hooks) + len(m._forward_pre_hooks)
+        count += "forward" in vars(m)
+    return count
 
 
 _close = functools.partial(near, atol=1e-5)
@@ -58,6 +69,8 @@ def _look_at_activation(answer, model: nn.Module, layer: nn.Module, x: Tensor) -
         twin = copy.deepcopy(model)
         for module in twin.modules():
             module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+            vars(module).pop("forward", None)
         place = list(model).index(layer)
         before = twin[:place](x.clone())
         right = twin[place](before.clone())

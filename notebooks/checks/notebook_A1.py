@@ -15,9 +15,8 @@ def check_stack_jacobian(compute: Callable[[list[Tensor]], Tensor]) -> str:
     for layers, width in ((2, 3), (1, 3), (5, 4)):
         jacobians = [torch.randn(width, width) for _ in range(layers)]
         matrices = [jacobian.clone() for jacobian in jacobians]
-        given = list(matrices)
         found = values(
-            compute(given),
+            compute(list(matrices)),
             f"the result should be one matrix ({width}, {width}), not {{}}.",
             (width, width),
         )
@@ -27,8 +26,6 @@ def check_stack_jacobian(compute: Callable[[list[Tensor]], Tensor]) -> str:
             "your function changes the Jacobians that it was given: write "
             "`eye + jacobian`, not `jacobian += eye`.",
         )
-        blame = "your function changes the list that it is given: work on a copy of it."
-        unchanged(given, jacobians, blame)
         _look_at_jacobian(found, [jacobian.double() for jacobian in jacobians])
     return "The product of (I + J), last layer on the left: 2^L ways through L layers."
 
