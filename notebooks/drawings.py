@@ -54,7 +54,7 @@ def network_map(model: ResNet, colour: str = RESIDUAL) -> Axes:
         shape = f"{channels}, {height}, {height}"
         _words(ax, (start + x) / 2, -side / 2, f"{stage}\n{shape}")
     for words, numbers in (("average", channels), ("linear", model.fc.out_features)):
-        start = _arrow(ax, x, 10)
+        start = _arrow(ax, x, 14)
         x = _bar(ax, start, numbers, 3, "0.45")
         _words(ax, (start + x) / 2, -side / 2, f"{words}\n{numbers}")
     ax.set(xlim=(-4, x + 4), ylim=(-side / 2 - 10, side / 2 + 6), aspect="equal")
