@@ -21,8 +21,9 @@ PLAIN = (str, int, float)
 
 
 def _hung_on(module: nn.Module) -> list[object]:
-    """Hooks around its forward, and methods of its class that it has its own of."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    """Hooks around its passes, and methods of its class that it has its own of."""
+    kinds = ("forward_pre", "forward", "backward_pre", "backward")
+    hooks = [h for kind in kinds for h in vars(module)[f"_{kind}_hooks"].values()]
     own = vars(module).items()
     return hooks + [v for k, v in own if callable(getattr(type(module), k, None))]
 

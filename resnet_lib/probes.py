@@ -6,6 +6,7 @@ to the device of the images.
 
 import contextlib
 import difflib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -39,7 +40,8 @@ def _hooked(
     layers = {name: _find(model, name) for name in names}  # all known, or none hooked
     with contextlib.ExitStack() as hooks:
         # Compiled code does not call hooks that are newer than it.
-        hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:  # or nothing is compiled
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in layers.items():
             hook = layer.register_forward_hook(partial(note, name))
             hooks.callback(hook.remove)

@@ -27,6 +27,7 @@ from resnet_lib.resnet import get_model
 __all__ = [
     "DATASETS",
     "FIELDS",
+    "INTERRUPTED",
     "RECIPES",
     "check_data",
     "check_fits",
@@ -36,11 +37,11 @@ __all__ = [
     "snapshot_marks",
 ]
 
+INTERRUPTED = 130  # as a shell says after Ctrl-C; here after SIGTERM, too
 RECIPES = {"paper": PAPER, "quick": QUICK, "smoothed": SMOOTHED}
 # The sets that have a name, and how many images each has to train on.
 DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
 # Where in a run its weights are kept: the start, the climb, and each drop of the rate.
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 SNAPSHOTS = (0, 1 / 128, 1 / 16, 1 / 2, 3 / 4, 1)
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
@@ -217,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     elif ranks.first:
         print(f"Stopped ({result.status}) at iteration {result.iteration:,}.")
         print("The same command goes on from there.")
-    return INTERRUPTED if result.status == "interrupted" else 0
+    # Under torchrun it would count as a failure.
+    alone = ranks.size == 1
+    return INTERRUPTED if alone and result.status == "interrupted" else 0
 
 
 if __name__ == "__main__":

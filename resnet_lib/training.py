@@ -85,10 +85,10 @@ def evaluate(
 ) -> Evaluation:
     """Judge a whole set in evaluation mode; the model's mode is restored.
 
-    The model may be on any device; without a `profile` it computes in fp32. A batch is
-    1,000 images at most, and fewer if they are larger than CIFAR's, for the memory.
-    Returns logits on the CPU. Raises TypeError for what is no `Images` or no
-    `Normalisation`.
+    The model may be on any device; without a `profile` it computes in fp32. Without a
+    `batch_size`, a batch is 1,000 images, and fewer if they are larger than CIFAR's,
+    for the memory. Returns logits on the CPU. Raises TypeError for what is no `Images`
+    or no `Normalisation`.
     """
     check_type("model", model, nn.Module)
     check_type("data", data, Images, ", such as data.test")
@@ -221,10 +221,10 @@ class Training:
             )
 
     def _outputs(self) -> int:
-        """How many classes it tells apart, by its answer to one picture."""
+        """How many classes it tells apart, by its answer to two pictures."""
         place = {"memory_format": self.profile.memory_format}
         self.model.to(self.profile.device, **place).train()
-        first = self.data.test[:1]
+        first = self.data.test[:2]
         first = Images(first.images, torch.zeros_like(first.labels))  # any net has a 0
         answer = evaluate(self.model, first, self.normalisation, self.profile)
         return answer.logits.shape[1]

@@ -732,7 +732,11 @@ def everywhere(*given):
 
 
 check_activation = {
-    "✓": [activation, lambda *given: activation(*given).double()],
+    "✓": [
+        activation,
+        lambda *given: activation(*given).double(),
+        but(activation, lambda m: setattr(m[1], "forward", m[1].forward)),  # put back
+    ],
     "inside a block": lambda m, la, x: activation(m, la, x) if la in [*m] else None,
     "not a list": lambda *a: [activation(*a)],
     "carries a gradient": patched(activation, "torch.Tensor.detach", Tensor.clone),
@@ -747,7 +751,7 @@ check_activation = {
     "still there": [
         patched(activation, "torch.utils.hooks.RemovableHandle.remove", always(None)),
         but(activation, lambda m: m[0].register_forward_pre_hook(always(None))),
-        but(activation, lambda m: setattr(m[2], "forward", m[2].forward)),
+        but(activation, lambda m: setattr(m[2], "forward", partial(m[2].forward))),
         everywhere,
     ],
     "in a `finally`": hooked,
@@ -938,7 +942,10 @@ check_stream = {
         always(np.linspace(*ends, 9)) for ends in ((0.74, 0.85), (1.5, 1.17))
     ],
     "Call net.train() first": always([2.0**number for number in range(9)]),
-    "Take the square": always(np.sqrt(STEADY)),
+    "Take the square": [
+        always(np.sqrt(STEADY)),
+        always(np.sqrt(np.linspace(2, 4.4, 9))),
+    ],
     "a norm or a sum": always([40 * number for number in STEADY]),
     "has a ReLU in it": always([0.7 + number / 2 for number in range(9)]),
 }

@@ -272,6 +272,10 @@ def cube(self, x):
     return x.flatten(1) ** 3
 
 
+def look(net, given, answer):
+    pass
+
+
 def double(net, given, answer):
     return 2 * answer
 
@@ -317,6 +321,12 @@ OTHER_NETS = {  # pairs that no name, size or description tells apart
     "a function": (lambda: applied(F.relu), lambda: applied(F.gelu)),
     "a list": (lambda: applied(F.relu, F.relu), lambda: applied(F.relu, F.gelu)),
     "a hook": (mlp, lambda: changed(mlp(), lambda n: n.register_forward_hook(double))),
+    "a hook on the way back": (
+        small_net,
+        lambda: changed(
+            small_net(), lambda net: net.layer1.register_full_backward_hook(look)
+        ),
+    ),
     "frozen": (
         small_net,
         lambda: changed(small_net(), lambda net: net.conv1.requires_grad_(False)),

@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         errors = [f"python -m workshop.reproduce: {error}"]
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0

@@ -287,7 +287,8 @@ def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
             changed += not torch.equal(given.nan_to_num(), before.nan_to_num())
             way = before if shortcut is None else shortcut(before.clone())
         narrow += way.shape[1] != out.shape[1]
-        kinds = [type(m).__name__ for m in shortcut.modules()] if shortcut else []
+        layers = [] if shortcut is None else shortcut.modules()
+        kinds = [type(m).__name__ for m in layers]
         bare += "Conv2d" in kinds and not any("Norm" in kind for kind in kinds)
         same = way.shape == out.shape and torch.equal(way, before)
         if same and (before >= 0).all():

@@ -54,7 +54,7 @@ def _hooks(model: nn.Module) -> int:
     count = len(every._global_forward_hooks) + len(every._global_forward_pre_hooks)
     for m in model.modules():
         count += len(m._forward_hooks) + len(m._forward_pre_hooks)
-        count += "forward" in vars(m)
+        count += m.forward != type(m).forward.__get__(m)  # its own, not its class's
     return count
 
 
