@@ -14,7 +14,8 @@ from tempfile import gettempdir
 import nbformat
 import pytest
 
-from resnet_lib.runs import load_run
+from resnet_lib.paths import data_home
+from resnet_lib.runs import load_run, read_history
 from workshop.execute import STATE, VIEW, lost_widgets, numbered
 from workshop.results import PAPER_ERRORS
 from workshop.starts import recorded
@@ -162,6 +163,19 @@ def test_05_tells_what_the_starts_show():
     told = text(path, "markdown")
     assert f"closes only {100 * closed:.0f} %" in told
     assert f"ends at {100 * again:.0f} %, not {100 * built:.0f} %" in told
+
+
+def test_05_tells_how_far_the_second_seed_is():
+    net, told = "resnet56-paper-64k", text(lesson("05"), "markdown")
+    at = int(re.search(r"after ([\d,]+) iterations its", told)[1].replace(",", ""))
+
+    def error(folder):
+        rows = read_history(data_home() / folder / "history.csv")
+        return next(row["test_error"] for row in rows if row["iteration"] == at)
+
+    second, first = error(f"unfinished/{net}-seed1"), error(f"runs/{net}")
+    errors = f"is {100 * second:.2f} %, seed 0's was {100 * first:.2f} %"
+    assert f"its test error {errors}" in told
 
 
 # --- committed outputs ----------------------------------------------------------------
