@@ -208,9 +208,10 @@ class Training:
     def _place(self) -> None:
         """Put the network where it computes, in the layout that it can compute in, and
         see that it tells as many classes apart as the data has."""
-        try:
+        outputs = None
+        with contextlib.suppress(RuntimeError):  # a fault of its own comes again below
             outputs = self._outputs()
-        except RuntimeError:
+        if outputs is None:
             self.profile = self.profile.contiguous
             outputs = self._outputs()
         classes = len(self.data.classes)

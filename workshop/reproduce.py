@@ -154,9 +154,10 @@ class Job:
         """Record the run if it is finished; returns what went wrong, if anything."""
         code = self.process.returncode
         # Asked to stop while Python was still starting, it ends by the signal itself.
-        if code < 0 and not (self.stopping and code == -signal.SIGTERM):
+        asked = self.stopping and code in (INTERRUPTED, -signal.SIGTERM)
+        if code < 0 and not asked:
             return f"ended by signal {-code}; the same command goes on"
-        if code > 0 and not (self.stopping and code == INTERRUPTED):
+        if code > 0 and not asked:
             lines = self.log.read_text("utf-8", errors="replace").splitlines()
             return lines[-1] if lines else f"exit code {code}"
         try:
