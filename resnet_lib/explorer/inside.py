@@ -138,7 +138,7 @@ def path_lengths(blocks: int) -> list[int]:
     """How many paths through `blocks` residual blocks go through 0, 1, 2, … branches.
 
     A path takes the branch or the shortcut at every block, so the counts are binomial
-    coefficients, 2^blocks in all. Veit et al. 2016, §3.
+    coefficients, 2^blocks in all. Veit et al. 2016, §5.
     """
     return [math.comb(blocks, length) for length in range(blocks + 1)]
 
