@@ -20,7 +20,7 @@ COLAB_PYTHON ?= python3.13
 BIN := .venv/bin
 # Two test files or notebooks side by side, each on half of the cores: sooner done than
 # one on all.
-THREADS = $$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // 2))")
+THREADS = $$($(BIN)/python -c "from resnet_lib.device import cores; print(max(1, cores() // 2))")
 PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile
 NBVAL = $(PYTEST) --nbval-lax --nbval-cell-timeout=600 --no-header -p no:cacheprovider \
         notebooks

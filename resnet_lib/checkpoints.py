@@ -25,6 +25,7 @@ from resnet_lib.runs import (
     read_about,
     read_history,
     read_json,
+    rename,
     write_atomically,
     write_json,
 )
@@ -190,7 +191,7 @@ class RunFolder:
     def _environment(self) -> dict:
         profile, size = self.state.profile, self.ranks.size
         processes = f", {size} processes" if size > 1 else ""
-        return describe_environment(profile.device.type, f"{profile}{processes}")
+        return describe_environment(str(profile.device), f"{profile}{processes}")
 
     def _note_machine(self) -> None:
         """A run that goes on under other conditions says from where, and which."""
@@ -276,7 +277,7 @@ class RunFolder:
         # A damaged file must not take the place of the only whole one: a kill before
         # the new one is written would leave nothing.
         if newest.exists() and not self.newest_is_damaged:
-            newest.replace(previous)
+            rename(newest, previous)
         # The digest tells a damaged file from a whole one before it is loaded.
         write_atomically(newest, hashlib.sha256(content).digest() + content)
         self.newest_is_damaged = False

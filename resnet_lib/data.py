@@ -119,11 +119,19 @@ class Dataset:
         """Set the last `validation` training images aside, as the paper's 45k/5k does.
 
         Returns (training, validation), with None for a validation set of 0. CIFAR-10's
-        files are shuffled already, so the last images are a fair sample.
+        files are shuffled already, so the last images are a fair sample. Raises
+        ValueError for images in the order of their classes: the last ones are not.
         """
         validation = whole_number("validation", validation, 0, len(self.train) - 1)
         if validation == 0:
             return self.train, None
+        steps = self.train.labels.diff()
+        if (steps >= 0).all() and steps.any():
+            raise ValueError(
+                f"{self.name}'s training images are sorted by class, so the last "
+                f"{validation}, to be set aside for validation, are of few classes. "
+                f"Shuffle them: train[torch.randperm({len(self.train)})]."
+            )
         return self.train[:-validation], self.train[-validation:]
 
 
@@ -133,10 +141,10 @@ class Normalisation:
 
     `mean` is (C, 1, 1) per channel or (C, H, W) per pixel, `std` (C, 1, 1), both in the
     units of uint8. Paper §4.2 subtracts the per-pixel mean and does not divide. The
-    default here is per channel: a random crop moves the picture against a per-pixel
-    mean, and the few numbers carry over to any other image. A channel of one value only
-    gets the std 1, so that it becomes 0. `black_border` pads before normalising instead
-    of after it: the border of a crop is then black instead of the mean colour.
+    default here is per channel: the few numbers carry over to any other image. A
+    channel of one value only gets the std 1, so that it becomes 0. `black_border` pads
+    before normalising instead of after it: the border of a crop is then black instead
+    of the mean colour.
     """
 
     mean: Tensor
@@ -311,9 +319,7 @@ class Batches:
     def _new_epoch(self) -> None:
         self.epoch_seed = self.generator.get_state()
         plan = plan_epoch(len(self.labels), self.generator)
-        if self.labels.is_cuda:  # from pinned memory the copy does not wait for the GPU
-            plan = plan.pin_memory()
-        self.plan = plan.to(self.labels.device, non_blocking=True)
+        self.plan = plan.to(self.labels.device)
         self.position = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

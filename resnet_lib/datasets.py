@@ -91,7 +91,7 @@ def load_digits() -> Dataset:
     images = images.expand(-1, 3, -1, -1).contiguous()  # (1797, 3, 32, 32)
     all_of_them = Images(images, digits.target)
     # Every fifth is a test image: all writers and all classes on both sides.
-    test = torch.arange(len(images)) % 5 == 0
+    test = torch.arange(len(images), device="cpu") % 5 == 0
     train, test = all_of_them[~test], all_of_them[test]
     return Dataset("digits", tuple("0123456789"), train, test)
 
@@ -144,7 +144,7 @@ def load_folder(
             f"take them away: {told}."
         )
     order = torch.Generator().manual_seed(0)
-    train = train[torch.randperm(len(train), generator=order)]
+    train = train[torch.randperm(len(train), generator=order, device="cpu")]
     name = f"folder {_printable(path.resolve().name)}"
     data = Dataset(name, tuple(map(_printable, files)), train, tests)
     share = len(tests) / (len(train) + len(tests))
@@ -251,7 +251,7 @@ def _set_aside(files: Files, share: float) -> tuple[Files, Files]:
                 "one to test on."
             )
         count = min(max(1, round(share * len(found))), len(found) - 1)
-        order = torch.randperm(len(found), generator=generator).tolist()
+        order = torch.randperm(len(found), generator=generator, device="cpu").tolist()
         test[name] = [found[i] for i in sorted(order[:count])]
         train[name] = [found[i] for i in sorted(order[count:])]
     return train, test
@@ -260,7 +260,7 @@ def _set_aside(files: Files, share: float) -> tuple[Files, Files]:
 def _read_all(files: Files, size: int, grey: bool, problems: list[str]) -> Images:
     """The pictures of all classes; those that cannot be read go to `problems`."""
     channels = 1 if grey else 3
-    images = [torch.empty(0, channels, size, size, dtype=torch.uint8)]
+    images = [torch.empty(0, channels, size, size, dtype=torch.uint8, device="cpu")]
     labels: list[int] = []
     for number, found in enumerate(files.values()):
         for file in found:
@@ -270,12 +270,14 @@ def _read_all(files: Files, size: int, grey: bool, problems: list[str]) -> Image
                 labels.append(number)
             except ValueError as error:
                 problems.append(f"{file}: {error}")
-    return Images(torch.cat(images), torch.tensor(labels, dtype=torch.int64))
+    return Images(
+        torch.cat(images), torch.tensor(labels, dtype=torch.int64, device="cpu")
+    )
 
 
 def _grey(image: Tensor) -> Tensor:
     """uint8 (3, H, W) to (1, H, W), by the eye's weights for red, green and blue."""
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    weights = torch.tensor([0.299, 0.587, 0.114], device="cpu").view(3, 1, 1)
     return (image * weights).sum(0, keepdim=True).round().to(torch.uint8)
 
 

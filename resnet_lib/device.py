@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ __all__ = [
     "GraphedStep",
     "RecordableSGD",
     "can_record",
+    "cores",
     "device_profile",
     "faster_threads",
     "keeping_freed_memory",
@@ -33,7 +35,7 @@ PRECISIONS = ("auto", "bf16", "tf32", "fp32")
 class DeviceProfile:
     """Where and how a network computes: device, precision, memory format.
 
-    `precision` is "bf16" (autocast), "fp32", or "tf32", which is fp32 whose products a
+    `precision` is "bf16" (autocast), "fp32", or "tf32", which is fp32 whose factors a
     GPU rounds to ten bits of mantissa.
     """
 
@@ -160,6 +162,13 @@ def keeping_freed_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def cores() -> int:
+    """How many this process may use: a cluster lends it a few of a machine's many."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def threads_given() -> bool:
     """Whether somebody said how many threads PyTorch may take."""
     named = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
@@ -196,6 +205,12 @@ def faster_threads(step: Callable[[], None]) -> dict[int, float]:
 # --- a step that the device repeats ---------------------------------------------------
 
 
+NOT_RECORDED = (
+    "An update is recorded once, as a CUDA graph, and repeated: a network that decides "
+    "anything in Python on the way needs graphed=False."
+)
+
+
 class GraphedStep:
     """A step that is recorded on the GPU once and replayed from then on.
 
@@ -223,21 +238,36 @@ class GraphedStep:
             self.given = given.clone()  # the address that the recording reads
             self._warm_up()
             self.before_recording()
-            self.replay = record_cuda_graph(lambda: self.step(self.given), given.device)
+            try:
+                self.replay = record_cuda_graph(self._step_given, given.device)
+            except RuntimeError as error:
+                raise RuntimeError(f"{NOT_RECORDED} ({error})") from error
         self.given.copy_(given)
         self.replay()
+
+    def _step_given(self) -> None:
+        self.step(self.given)
 
     def _warm_up(self) -> None:
         """Three steps, as CUDA asks for, undone in place."""
         kept = [tensor.clone() for tensor in self.state()]
+        luck = _luck()
         device = self.given.device
         gpus = [device] if device.type == "cuda" else []
         with on_side_stream(device), torch.random.fork_rng(gpus):
             for _ in range(3):
-                self.step(self.given)
+                self._step_given()
+            same = _luck() == luck
         with torch.no_grad():
             for tensor, value in zip(self.state(), kept, strict=True):
                 tensor.copy_(value)
+        if not same:
+            raise RuntimeError(f"The network draws random numbers. {NOT_RECORDED}")
+
+
+def _luck() -> tuple:
+    """Where the CPU's random numbers stand, Python's and PyTorch's."""
+    return random.getstate(), torch.get_rng_state().tolist()
 
 
 class RecordableSGD(torch.optim.SGD):

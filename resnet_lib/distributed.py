@@ -89,7 +89,7 @@ class Ranks:
         # decides in which order three ranks or more are summed. Past this trial, a run
         # that goes on has the layout, and so the bits, of one that never stopped.
         before = copy.deepcopy(model.state_dict())
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
             wrapped(images).sum().backward()
         model.zero_grad()
         model.load_state_dict(before)
@@ -195,7 +195,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
             raise RuntimeError(
                 "Another process of this training ended, or was silent for "
                 f"{TIMEOUT} seconds; its own message says why. The same command goes "
-                "on from the last checkpoint."
+                f"on from the last checkpoint. (Here: {error})"
             ) from error
         raise
     # The wrapped network holds on to the group in a circle of references. Left to the

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 from resnet_lib.checkpoints import RunFolder, network_name
 from resnet_lib.data import Dataset
 from resnet_lib.device import (
+    cores,
     faster_threads,
     keeping_freed_memory,
     threads,
@@ -83,9 +83,10 @@ def fit(
     With a folder `run`, the recipe, the environment, the history and the final weights
     are written there, and a checkpoint every `checkpoint_seconds`. The same call goes
     on where it was cut short, to the same bits on the same machine. `snapshots` keeps
-    the weights of those iterations in half precision. `on_row` is called with a copy
-    of the history at each new row. On a GPU each update is one CUDA graph; a network
-    that reads numbers back on the way needs `graphed=False`.
+    the weights of those iterations, kernels in half precision. `on_row` is called with
+    a copy of the history at each new row. On a GPU each update is one CUDA graph, so a
+    network that decides anything in Python on the way (reads a number back, draws which
+    blocks to skip), or that `on_row` changes, needs `graphed=False`.
 
     In a process group (see `distributed`) every rank makes this call and trains on its
     share of each batch; rank 0 writes the folder, shows progress and calls `on_row`. A
@@ -154,7 +155,7 @@ def computing(state: Training, so_far: Sequence[int], say: bool) -> Iterator[Non
         count = None
         if on_cpu and not threads_given():
             # A run begun on another machine may name more threads than cores here.
-            usable = [n for n in so_far if n <= (os.cpu_count() or 1)]
+            usable = [n for n in so_far if n <= cores()]
             count = usable[0] if usable else _choose_threads(state, say)
         with threads(count):
             yield

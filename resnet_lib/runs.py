@@ -70,7 +70,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    rename(part, path)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Over what is there. On Windows whoever reads the target refuses it for a moment:
+    a virus scanner, a synchronised folder."""
+    for _ in range(10):
+        with contextlib.suppress(PermissionError):
+            source.replace(target)
+            return
+        time.sleep(0.05)
+    source.replace(target)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -91,8 +102,9 @@ def history_text(rows: list[dict], header: bool = True) -> str:
 
 def describe_environment(device: str, computation: str) -> dict:
     """What a reader needs to judge or repeat a run: hardware, versions, commit."""
+    on_gpu = device.startswith("cuda")
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "computation": computation,

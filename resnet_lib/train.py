@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             )
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-        rank = f" (rank {os.environ['RANK']})" if several else ""
+        rank = f" (rank {os.environ.get('RANK', '?')})" if several else ""
         print(f"{options.prog}{rank}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -188,7 +188,8 @@ class Training:
         self.loss_sum = torch.zeros((), device=where)
         self.wrong = torch.zeros((), dtype=torch.int64, device=where)
         self.steps = 0
-        self.graphed = graphed and can_record(where)
+        split = isinstance(model, nn.DataParallel)  # over streams that none records
+        self.graphed = graphed and can_record(where) and not split
         self.graphs: dict[int, GraphedStep] = {}  # one for each image size
         fields = ("lr", "momentum", "weight_decay", "nesterov")
         options = {name: getattr(recipe, name) for name in fields}

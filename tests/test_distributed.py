@@ -190,7 +190,7 @@ def test_killed_rank_ends_the_job_and_the_run_goes_on(both, tmp_path, refused):
     code, said = first.end()
     assert code == 1 and "Finished" not in said
     assert "Another process of this training ended" in said
-    assert "The same command goes on from the last checkpoint" in said
+    assert "The same command goes on from the last checkpoint. (Here: [" in said
 
     refused("begun with 2 processes.*Go on with 2", train, small_net(), folder)
     first, second = training(folder)

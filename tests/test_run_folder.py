@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,24 @@ def test_all_is_on_the_disk_before_the_checkpoints_go(tmp_path, monkeypatch):
     last = done.index("no checkpoint.pt")
     assert done[:last][-3:] == ["iteration-000002.pt", "weights.pt", "history.csv"]
     assert Run(tmp_path / "run").history["iteration"].tolist() == [2]
+
+
+def test_a_file_that_is_held_for_a_moment_is_written(tmp_path, monkeypatch, refused):
+    """On Windows nobody replaces what another program reads."""
+    replace, held = type(tmp_path).replace, [True] * 9
+
+    def once(path, target):
+        if held:
+            held.pop()
+            raise PermissionError("held")
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", once)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert sit(tmp_path / "run", recipe=SHORT, checkpoint_seconds=0).finished
+    held += [True] * 1_000  # for good
+    told = "cannot be written: held. Choose another"
+    refused(told, sit, tmp_path / "other", recipe=SHORT, error=OSError)
 
 
 def test_finished_run_is_not_repeated(alone, tmp_path, monkeypatch):
@@ -671,7 +690,7 @@ def test_no_encoding_ends_the_command(tmp_path, encoding, monkeypatch):
     assert (folder / "weights.pt").exists()
 
 
-def test_bad_arguments_get_one_sentence(tmp_path, capsys):
+def test_bad_arguments_get_one_sentence(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     for bad, message in {
         "--model=resnet21": "6n+2",
@@ -682,4 +701,9 @@ def test_bad_arguments_get_one_sentence(tmp_path, capsys):
         assert main([*ARGUMENTS, "--run", str(folder), bad]) == 1
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
+    # A cluster's own variable, without what torchrun sets beside it.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert main([*ARGUMENTS, "--run", str(folder)]) == 1
+    assert "(rank ?): " in capsys.readouterr().err
     assert not (folder / "weights.pt").exists()

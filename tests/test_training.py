@@ -11,11 +11,13 @@ import enum
 import itertools
 import os
 import platform
+import random
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -506,6 +508,32 @@ def test_a_run_is_replayed_unless_it_is_told_not_to(recorder):
         assert len(recorder) == 2 * count
 
 
+TOLD = "An update is recorded once, .* graphed=False."
+HERE = {"device": "cpu", "progress": False}
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1)])
+def test_a_network_that_draws_lots_is_not_recorded(recorder, draw, refused):
+    def drop(block, given, output):  # stochastic depth
+        return given[0] if draw() < 0.5 else output
+
+    net = small_net()
+    net.layer1[0].register_forward_hook(drop)
+    before, error = bits(net), {"error": RuntimeError}
+    refused(f"random numbers. {TOLD}", fit, net, DATA, RECIPE, **HERE, **error)
+    assert torch.equal(bits(net), before)
+    assert fit(net, DATA, RECIPE, graphed=False, **HERE).finished
+
+
+def test_a_failed_recording_is_told(recorder, monkeypatch, refused):
+    fit(nn.DataParallel(small_net()), DATA, RECIPE, **HERE)
+    assert not recorder  # its streams cannot be
+    fault = Mock(side_effect=RuntimeError("not permitted"))
+    monkeypatch.setattr(devices, "record_cuda_graph", fault)
+    told, error = f"{TOLD} .not permitted", {"error": RuntimeError}
+    refused(told, fit, small_net(), DATA, RECIPE, **HERE, **error)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_a_replayed_training_is_the_eager_one():
     runs = []
@@ -571,12 +599,20 @@ def test_threads_are_chosen_once_and_kept(tmp_path, monkeypatch, capsys):
         ({2: 1, 1: 2}, 2),
     ):
         monkeypatch.setattr(module, "faster_threads", lambda step, tried=tried: tried)
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
         options = {"device": "cpu", "max_minutes": 0, "on_row": look}
         fit(small_net(), DATA, recipe, tmp_path, **options)
     assert used == [3, 3, 1, 1] and torch.get_num_threads() == before
     assert "Threads: 3 (0.1 s an update; 1: 0.2 s)." in capsys.readouterr().out
     assert read_json(tmp_path / "environment.json")["threads"] == 3
+
+
+def test_cores_are_those_that_are_lent(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert devices.cores() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+    assert devices.cores() == 128
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")

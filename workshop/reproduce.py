@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from resnet_lib.device import cores
 from resnet_lib.fit import stop_requests
 from resnet_lib.paths import data_home, expanded, has_locks
 from resnet_lib.progress import progress_bar
@@ -206,7 +207,7 @@ def reproduce(
     prepare(places.work)
     waiting, running, errors = deque(todo), [], []
     deadline = time.monotonic() + 60 * max_minutes
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, cores() // jobs)
 
     def iterations() -> int:
         return sum(iteration_of(places.work / run.name) for run in todo)

@@ -16,7 +16,6 @@ of plain56 takes three hours of a core.
 
 import argparse
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def main() -> None:
     add = options.add_argument
     add("--only", nargs="+", choices=STARTS, default=STARTS, help="these starts")
     add("--seeds", nargs="+", type=int, default=[0, 1])
-    work = Path(tempfile.gettempdir()) / "starts"
+    work = data_home().parent / "runs" / "starts"
     add(
         "--work", type=expanded, default=work, help=f"where runs go on; default: {work}"
     )

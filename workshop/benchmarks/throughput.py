@@ -392,7 +392,7 @@ def main() -> None:
     measured = changes if args.changes else throughput
     models = ["resnet20"] if args.changes else ["resnet18", "resnet20", "resnet56"]
     where = device_profile()
-    conditions = describe_environment(where.device.type, str(where)) | {
+    conditions = describe_environment(str(where.device), str(where)) | {
         "torchvision": torchvision.__version__,
         "batch size": BATCH,
         "seconds per measurement": args.seconds,
