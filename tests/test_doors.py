@@ -206,7 +206,12 @@ def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path):
 
 def test_ctrl_c_stays_with_the_program_that_imports_the_library(tmp_path):
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "__init__.py").write_text("import resnet_lib")
+    # A shell that starts the tests in the background lets them inherit no Ctrl-C.
+    (tmp_path / "theirs" / "__init__.py").write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import resnet_lib"
+    )
     (tmp_path / "theirs" / "run.py").write_text(
         "import signal\n"
         "try: signal.raise_signal(signal.SIGINT)\n"
