@@ -519,8 +519,8 @@ def test_a_network_that_draws_lots_is_not_recorded(recorder, draw, refused):
 
     net = small_net()
     net.layer1[0].register_forward_hook(drop)
-    before, error = bits(net), {"error": RuntimeError}
-    refused(f"random numbers. {TOLD}", fit, net, DATA, RECIPE, **HERE, **error)
+    before, told = bits(net), f"random numbers. {TOLD}"
+    refused(told, fit, net, DATA, RECIPE, error=RuntimeError, **HERE)
     assert torch.equal(bits(net), before)
     assert fit(net, DATA, RECIPE, graphed=False, **HERE).finished
 
@@ -530,8 +530,8 @@ def test_a_failed_recording_is_told(recorder, monkeypatch, refused):
     assert not recorder  # its streams cannot be
     fault = Mock(side_effect=RuntimeError("not permitted"))
     monkeypatch.setattr(devices, "record_cuda_graph", fault)
-    told, error = f"{TOLD} .not permitted", {"error": RuntimeError}
-    refused(told, fit, small_net(), DATA, RECIPE, **HERE, **error)
+    told = f"{TOLD} .not permitted"
+    refused(told, fit, small_net(), DATA, RECIPE, error=RuntimeError, **HERE)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
