@@ -198,7 +198,10 @@ def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
     )
     broken = copy.deepcopy(PAIR["plain"])
     broken.fc.bias.data[3] = torch.nan  # diverged: to be looked into all the same
-    Explorer({"net": broken}, DATA, NORM, 5)
+    content, _ = ask(heard(Explorer({"net": broken}, DATA, NORM, 5)), "look")
+    assert [logit is None for logit in content["nets"][0]["logits"]][:5] == [
+        *(False, False, False, True, False)
+    ]
     leaky, parts = copy.deepcopy(PAIR["residual"]), PAIR["residual"].layer1
     leaky.relu = torch.nn.LeakyReLU(0.5)
     in_a_row = torch.nn.Sequential(PAIR["residual"].conv1, parts, torch.nn.Flatten())
@@ -248,13 +251,31 @@ def test_right_answers_are_counted_again_after_more_training():
     explorer = heard(Explorer(copy.deepcopy(PAIR), DATA, NORM, judged=11))
     told = set()  # by which the view knows that it has to ask again
     for label, right in ((1, 1), (0, 2)):  # the eleven are of the classes 0 to 9 and 0
-        explorer.models["residual"].fc.bias[label] += 1e6  # its answer from now on
+        explorer.models["residual"].fc.bias.data[label] += 1e6  # its answer from now on
         content, _ = ask(explorer, "judge", start=0)
         assert content["right"]["residual"] == right
         told |= {
             ask(explorer, "look", picture=n)[0]["nets"][0]["weights"] for n in (0, 1)
         }
     assert len(told) == 2
+
+
+def test_a_network_in_training_is_never_taken_out_of_it(explorer):
+    """Jupyter lets the view ask from a second thread, while a cell trains."""
+    model, modes = explorer.models["residual"].train(), set()
+    switch = type(model).train
+    model.train = lambda mode=True: (modes.add(mode), switch(model, mode))[1]
+    for kind in ("look", "judge", "kernel"):
+        ask(explorer, kind, net="residual", block="layer2.0", channel=0, start=0)
+    assert modes <= {True} and model.training
+
+
+def test_only_the_explorer_that_counted_last_keeps_what_it_counts_with(explorer):
+    other = heard(Explorer(PAIR, DATA, NORM, judged=20))
+    for one, former in ((explorer, other), (other, explorer), (explorer, other)):
+        right = ask(one, "judge", start=0)[0]["right"]
+        assert one.lesioned and not former.lesioned
+    assert right == ask(other, "judge", start=0)[0]["right"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -287,8 +308,12 @@ def test_the_picture_marks_the_pixel_and_tells_the_scale_as_the_view_does(explor
         explorer.pixel = chosen
         x, f, total, out, _ = explorer.figure().subfigs[1].axes
         assert total.get_title() == "0.50·F(x) + x"
+        assert out.get_title() == "after ReLU"
         for ax in (x, f, total, out):
             assert (ax.patches[0].get_y() + 0.5, ax.patches[0].get_x() + 0.5) == marked
+    explorer.net = "plain"  # whose lent shortcut comes after the ReLU
+    *_, out, _ = explorer.figure().subfigs[1].axes
+    assert out.get_title() == "output"
 
 
 def test_own_pictures(explorer, tmp_path):

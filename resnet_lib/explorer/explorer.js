@@ -18,6 +18,9 @@ const STEPS = ["x", "f", "sum", "out"];
 const POINT_AT_A_MAP =
   "Point at a map to read its values and to see the patch of the picture that this pixel " +
   "sees. Click it to see its arithmetic.";
+const MIXED =
+  "This plain block is weakened: its output is a mixture of F(x) after the ReLU and of x, " +
+  "which a shortcut lends it.";
 const UNTRAINED =
   "The network is untrained. In evaluation mode its BN layers divide by running statistics " +
   "that nobody has measured yet, so its numbers grow from block to block and the softmax " +
@@ -61,14 +64,17 @@ const number = (value, digits = 3) => {
 const thousands = (count) => count.toLocaleString("en");
 const percent = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
 
-function softmax(logits) {
+/** Of an array from the kernel, whose JSON knows no number but finite ones. */
+function softmax(array) {
+  const logits = array.map((logit) => logit ?? NaN);
   const top = Math.max(...logits);
   const powers = logits.map((logit) => Math.exp(logit - top));
   const total = powers.reduce((a, b) => a + b);
   return powers.map((power) => power / total);
 }
 
-const best = (values) => values.indexOf(Math.max(...values));
+/** The place of the largest value; 0 where one is no number. */
+const best = (values) => Math.max(0, values.indexOf(Math.max(...values)));
 
 /** Whether the ground under an element is dark, whatever application drew it. */
 function onDarkGround(element) {
@@ -135,7 +141,7 @@ function paintPicture(canvas, pixels) {
 // The backend sends F(x) of every block, and x where the shortcut does something. The rest
 // is worked out here, in 32 bits as PyTorch does.
 
-const relu = (value) => (value > 0 ? value : 0);
+const relu = (value) => (value < 0 ? 0 : value); // what is no number stays none
 
 function combine(one, other, rule) {
   const data = new Float32Array(one.data.length);
@@ -194,33 +200,33 @@ function at(tensor, channel, row, column) {
 }
 
 /**
- * The rectangle of the picture that a pixel of a block's output depends on, as
+ * The rectangle of the picture that a pixel of a block's step depends on, as
  * [first row, last row, first column, last column]. A block that is off lets only its
  * shortcut through.
  */
-export function receptiveField(about, scales, block, row, column) {
-  let rows = [row, row];
-  let columns = [column, column];
-  const wider = ([low, high], stride, reach) => [
-    low * stride - reach,
-    high * stride + reach,
-  ];
-  const back = (stride, reach) => {
-    rows = wider(rows, stride, reach);
-    columns = wider(columns, stride, reach);
+export function receptiveField(about, scales, block, step, row, column) {
+  let [rows, columns] = [[row, row], [column, column]];
+  /** Through a layer, to the pixels of its input that there are. */
+  const back = (size, stride, reach) => {
+    const to = ([low, high]) =>
+      [low * stride - reach, high * stride + reach].map((at) => clamp(at, 0, size - 1));
+    [rows, columns] = [to(rows), to(columns)];
   };
+  const sizes = [SIZE]; // of the maps that each block reads
+  for (const { stride } of about.blocks) sizes.push(Math.ceil(sizes.at(-1) / stride));
   const last = about.blocks.findIndex((one) => one.name === block);
   for (let i = last; i >= 0; i--) {
     const { name, stride } = about.blocks[i];
-    if (scales[name] === 0) {
-      back(stride, 0);
+    const branch = i === last ? { x: false, f: true }[step] : undefined;
+    if (branch ?? scales[name] !== 0) {
+      back(sizes[i + 1], 1, 1); // the second convolution
+      back(sizes[i], stride, 1); // the first
     } else {
-      back(1, 1); // the second convolution
-      back(stride, 1); // the first
+      back(sizes[i], stride, 0);
     }
   }
-  back(1, 1); // the stem
-  return [...rows, ...columns].map((place) => clamp(place, 0, SIZE - 1));
+  back(SIZE, 1, 1); // the stem
+  return [...rows, ...columns];
 }
 
 /**
@@ -365,7 +371,8 @@ class View {
     this.looks = {}; // by network: what the backend said, and the steps worked out
     this.have = null; // which maps need not be sent again: those of these scales and keys
     this.kernels = new Map(); // by network, block and channel
-    this.hover = null; // the pixel under the pointer
+    this.hover = null; // the pixel under the pointer,
+    this.over = null; // and the step whose map it is on
     this.running = false; // an answer is on its way,
     this.again = false; // and the state has changed since
     this.judging = null; // the lesion and weights whose accuracy is counted
@@ -485,6 +492,7 @@ class View {
   }
 
   takeMaps(question, { pixels, label, nets }) {
+    if (question.picture !== OWN) this.tell(""); // it was of another picture
     this.pixels = pixels;
     this.label = label;
     this.asked = question;
@@ -596,7 +604,11 @@ class View {
       type: "file",
       accept: "image/*",
       "aria-label": "a picture of your own",
-      onchange: () => input.files[0] && this.load(input.files[0]),
+      onchange: () => {
+        const [file] = input.files;
+        input.value = ""; // so that the same one can be chosen again
+        if (file) this.load(file);
+      },
     });
     this.padButton = h(
       "button.rx-button",
@@ -800,7 +812,7 @@ class View {
         part(event.clientX - box.left, box.width, canvas.width),
       ];
     };
-    canvas.addEventListener("pointermove", (event) => this.point(place(event)));
+    canvas.addEventListener("pointermove", (event) => this.point(place(event), step));
     canvas.addEventListener("pointerleave", () => this.point(null));
     canvas.addEventListener("click", (event) => this.pin(place(event)));
     canvas.addEventListener("rx-key", (event) => this.steer(event));
@@ -861,8 +873,9 @@ class View {
 
   // - pixels -
 
-  point(pixel) {
+  point(pixel, step) {
     this.hover = pixel;
+    this.over = step;
     this.drawPixel();
   }
 
@@ -998,7 +1011,10 @@ class View {
       ? `2${superscript(left)} = ${thousands(2 ** left)} path${left ? "s" : ""}`
       : left < blocks ? `${left} of ${blocks} blocks` : "1 path";
     const when = shown >= 0 && net.kept.length ? `, iteration ${thousands(shown)}` : "";
-    return `${this.about.classes[guess]} ${percent(probabilities[guess])} · ${paths}${when}`;
+    const answer = Number.isNaN(probabilities[guess])
+      ? "no answer: its numbers are no longer finite"
+      : `${this.about.classes[guess]} ${percent(probabilities[guess])}`;
+    return `${answer} · ${paths}${when}`;
   }
 
   drawMaps() {
@@ -1036,7 +1052,7 @@ class View {
     this.blockTitle.textContent =
       `${net.title}, ${block.name}: ${channels} channels of ${height} × ${width}; ` +
       `channel ${channel}`;
-    this.blockWords.textContent = this.aboutBlock(block, steps);
+    this.blockWords.textContent = this.aboutBlock(block, steps, scale);
     this.sliderRow.hidden = Boolean(block.stem);
     if (document.activeElement !== this.slider) this.slider.value = scale;
     this.slider.setAttribute("aria-valuetext", `F(x) times ${scale}`);
@@ -1048,7 +1064,9 @@ class View {
     const colour = block.stem ? COLOURS.neutral : this.colourOf(net);
     const times = scale === 1 ? "" : `${scale.toFixed(2)}·`;
     const f = block.stem ? "BN" : "F(x)"; // the stem has no branch
-    const titles = { x: "x", f, sum: `${times}F(x) + x`, out: "after ReLU" };
+    const mixed = shown.length === 3 && scale !== 1; // a plain block, weakened
+    const out = mixed ? "output" : "after ReLU";
+    const titles = { x: "x", f, sum: `${times}F(x) + x`, out };
     for (const step of STEPS) {
       const panel = this.panels[step];
       panel.root.hidden = !shown.includes(step);
@@ -1065,11 +1083,14 @@ class View {
     this.drawTiles(channel);
   }
 
-  aboutBlock({ stem, residual, identity }, { x, f }) {
+  aboutBlock({ stem, residual, identity }, { x, f }, scale) {
     if (stem)
       return "The stem: a 3×3 convolution and BN read the picture; a ReLU clips them.";
-    if (!residual)
-      return "A plain block adds nothing: its output is F(x) after the ReLU. x is its input.";
+    if (!residual && scale !== 1) return MIXED;
+    if (!residual) {
+      const made = identity ? "its input" : "what a shortcut would make of its input";
+      return `A plain block adds nothing: its output is F(x) after the ReLU. x is ${made}.`;
+    }
     const around = identity ? "" : "; x is what the shortcut makes of the input";
     const ratio = (norm(f) / norm(x)).toFixed(2);
     return `‖F(x)‖ / ‖x‖ = ${ratio}${around}. Blue is negative, red is positive.`;
@@ -1143,7 +1164,7 @@ class View {
   drawPixel() {
     if (!this.steps) return;
     const pixel = this.hover ?? this.pixel;
-    const { steps, channel, block, net } = this;
+    const { steps, channel } = this;
     const [, height, width] = steps.out.shape;
     for (const step of STEPS) {
       const { cross, value } = this.panels[step];
@@ -1167,8 +1188,7 @@ class View {
     this.field.hidden = !pixel;
     if (!pixel) return;
     const clipped = [clamp(pixel[0], 0, height - 1), clamp(pixel[1], 0, width - 1)];
-    const { lesion } = this;
-    const [top, bottom, left, right] = receptiveField(net, lesion, block.name, ...clipped);
+    const [top, bottom, left, right] = this.seen(this.hover ? this.over : "out", clipped);
     const part = (places) => `${(100 * places) / SIZE}%`;
     Object.assign(this.field.style, {
       left: part(left),
@@ -1177,6 +1197,10 @@ class View {
       height: part(bottom - top + 1),
     });
     this.field.dataset.size = `${bottom - top + 1} × ${right - left + 1}`;
+  }
+
+  seen(step, pixel) {
+    return receptiveField(this.net, this.lesion, this.block.name, step, ...pixel);
   }
 
   /** The arithmetic behind the pinned pixel. */
@@ -1236,18 +1260,25 @@ class View {
 
   /** From the sum of all windows to the pixel's value, in sentences. */
   arithmetic([row, column], { scale, shift }, { total, value }) {
-    const { net, block, channel, steps, lesion } = this;
-    const [top, bottom, left, right] = receptiveField(net, lesion, block.name, row, column);
+    const { block, channel, steps, lesion } = this;
+    const [top, bottom, left, right] = this.seen("out", [row, column]);
     const [x, f, sum, out] = STEPS.map((step) => at(steps[step], channel, row, column));
     const plus = (v) => `${v < 0 ? "−" : "+"} ${number(Math.abs(v))}`;
     const lines = [
       `Pixel (${row}, ${column}), channel ${channel}. ` +
-        `It sees ${bottom - top + 1} × ${right - left + 1} pixels of the picture.`,
+        `The output there sees ${bottom - top + 1} × ${right - left + 1} pixels of the picture.`,
       `All windows: ${number(total)}. BN: ${number(scale)} × ${number(total)} ` +
         `${plus(shift)} = ${number(value)} = F(x).`,
     ];
+    const factor = lesion[block.name] ?? 1;
+    if (!block.residual && factor !== 1) {
+      const rest = number(1 - factor, 2);
+      lines.push(
+        `The mixture: ${factor} × relu(${number(f)}) + ${rest} × ${number(x)} = ${number(out)}.`,
+      );
+      return lines;
+    }
     if (block.residual) {
-      const factor = lesion[block.name] ?? 1;
       const branch = factor === 1 ? number(f) : `${factor} × ${number(f)}`;
       lines.push(`The addition: ${branch} ${plus(x)} = ${number(sum)}.`);
     }
@@ -1564,9 +1595,11 @@ export function mount(element, backend) {
   // are caught at the window, and come to the explorer's own elements as "rx-key".
   const keys = (event) => {
     if (!root.contains(event.target)) return;
+    const { key, ctrlKey, metaKey, altKey, shiftKey } = event;
+    if (ctrlKey || metaKey || altKey || (shiftKey && key === "Enter")) return; // Jupyter's
     event.stopPropagation();
     const copy = new Event("rx-key", { cancelable: true });
-    copy.key = event.key;
+    copy.key = key;
     if (!event.target.dispatchEvent(copy)) event.preventDefault();
   };
   window.addEventListener("keydown", keys, true);

@@ -34,7 +34,8 @@ def steps_of(explorer: "Explorer") -> dict[str, Tensor]:
             f"{times}F(x) + x": total,
             "after ReLU": F.relu(total),
         }
-    return {"x": x, "F(x)": f, "after ReLU": scale * F.relu(f) + (1 - scale) * x}
+    out = "after ReLU" if scale == 1 else "output"
+    return {"x": x, "F(x)": f, out: scale * F.relu(f) + (1 - scale) * x}
 
 
 def draw(explorer: "Explorer") -> Figure:

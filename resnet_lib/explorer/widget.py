@@ -4,10 +4,13 @@ The view is drawn by `explorer.js`. It asks, and this side answers from PyTorch;
 page without a kernel another backend gives the same answers.
 """
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import anywidget
 import torch
@@ -135,6 +138,10 @@ class Explorer(anywidget.AnyWidget):
     saved = traitlets.Bytes(b"").tag(sync=True)  # for a page without a kernel
     words = traitlets.Unicode().tag(sync=True)  # the same, said
 
+    # The explorer that counted last. It alone keeps what it counts with: that is
+    # hundreds of MB, and Jupyter never lets go of an explorer whose cell ran again.
+    counting: ClassVar[Callable[[], "Explorer | None"]] = staticmethod(lambda: None)
+
     def __init__(
         self,
         nets: Mapping[str, nn.Module | Run],
@@ -175,6 +182,7 @@ class Explorer(anywidget.AnyWidget):
                 )
         self.judged = data.test[:judged]
         self.past: dict[tuple[str, int], nn.Module] = {}  # as they were, by iteration
+        self.copies: dict[str, tuple] = {}  # by title: which weights, and the copy
         self.wholes: dict[str, tuple] = {}
         # By title: key, scales and Inside of the last answer.
         self.last: dict[str, tuple] = {}
@@ -315,7 +323,19 @@ class Explorer(anywidget.AnyWidget):
         return max((kept for kept in kept_by(run) if kept <= now), default=None)
 
     def model(self, title: str, iteration: int | None = None) -> nn.Module:
-        """The network as it is shown."""
+        """The network as it is shown.
+
+        A copy, where it is no run's: the view may ask while a cell trains the network,
+        from a second thread, and must not turn its training mode off meanwhile.
+        """
+        model = self._original(title, iteration)
+        if title in self.runs:
+            return model
+        if self.copies.get(title, ("",))[0] != (weights := _weights_of(model)):
+            self.copies[title] = weights, copy.deepcopy(model).eval()
+        return self.copies[title][1]
+
+    def _original(self, title: str, iteration: int | None) -> nn.Module:
         shown = self.shown(title, iteration)
         run = self.runs.get(title)
         if shown in (-1, None) or shown not in run.snapshots:
@@ -332,7 +352,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _inside(self, title: str, asked: Question) -> Inside:
         """The same for an answer: computed from where it differs from the last one."""
-        model, key = self.model(title, asked.iteration), self._key(title, asked)
+        key, model = self._key(title, asked), self.model(title, asked.iteration)
         last_key, scales, inside = self.last.get(title, ("", {}, None))
         known = None
         if key == last_key:
@@ -349,9 +369,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _weights(self, title: str, asked: Question) -> tuple:
         """Stands for the weights, as they are now."""
-        weights = self.model(title, asked.iteration).state_dict().values()
-        version = sum(tensor._version for tensor in weights)
-        return self.shown(title, asked.iteration), version
+        model = self._original(title, asked.iteration)
+        return self.shown(title, asked.iteration), _weights_of(model)
 
     @property
     def probabilities(self) -> dict[str, Tensor]:
@@ -360,6 +379,10 @@ class Explorer(anywidget.AnyWidget):
 
     def _right(self, title: str, start: int, asked: Question) -> int:
         """How many of the `CHUNK` test images from `start` on are right."""
+        if (former := Explorer.counting()) is not self:
+            if former is not None:
+                former.lesioned.clear()
+            Explorer.counting = weakref.ref(self)
         part = self.judged[start : start + CHUNK]
         key = (title, self._weights(title, asked), start)
         if key not in self.lesioned:
@@ -421,11 +444,11 @@ class Explorer(anywidget.AnyWidget):
         nets = [
             {
                 "title": title,
-                "key": self._key(title, asked),
+                "key": self.last[title][0],
                 "weights": str(self._weights(title, asked)),
                 "shown": self.shown(title, asked.iteration),
-                "logits": inside.logits[0].tolist(),
-                "whole": self._whole(title, asked, inside).tolist(),
+                "logits": _finite(inside.logits[0]),
+                "whole": _finite(self._whole(title, asked, inside)),
             }
             for title, inside in insides.items()
         ]
@@ -445,7 +468,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _whole(self, title: str, asked: Question, inside: Inside) -> Tensor:
         """The logits (classes,) without the lesion, kept while all else is the same."""
-        key = self._key(title, asked)
+        key = self.last[title][0]
         if self.wholes.get(title, ("",))[0] != key:
             model = self.model(title, asked.iteration)
             known = untouched(model, inside, asked.scales, {})
@@ -539,6 +562,18 @@ class Explorer(anywidget.AnyWidget):
         words = f"Explorer, {self.words}. It moves when the cell runs."
         data |= {"text/plain": words, "image/png": self.saved}
         return data, {**metadata, "image/png": {"alt": words}}
+
+
+def _weights_of(model: nn.Module) -> str:
+    """Stands for a network's weights; a change of `.data` leaves versions alone."""
+    state = model.state_dict().values()
+    version = sum(tensor._version for tensor in state)
+    return f"{version}, {sum(tensor.float().sum().item() for tensor in state)}"
+
+
+def _finite(numbers: Tensor) -> list[float | None]:
+    """For JSON, which knows no other numbers; None stands for those."""
+    return [n if math.isfinite(n) else None for n in numbers.tolist()]
 
 
 def _trained_with(data: Dataset, nets: Mapping[str, nn.Module | Run]) -> Normalisation:

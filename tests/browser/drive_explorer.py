@@ -23,6 +23,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import (
     Locator,
@@ -35,6 +36,7 @@ from playwright.sync_api import (
 from resnet_lib.data import Normalisation
 from resnet_lib.datasets import load_data
 from resnet_lib.explorer.inside import look_inside
+from resnet_lib.resnet import get_model
 from resnet_lib.runs import load_run
 
 PICTURES = Path(tempfile.gettempdir()) / "explorer-screenshots"
@@ -217,8 +219,76 @@ def test_values_under_the_pointer_are_pytorchs(page, nets):
             value = rx.locator(f"figure[data-step={step}] .rx-value")
             found = float(value.get_attribute("data-value"))
             assert abs(found - right) < 1e-3, (step, row, column)
-    field = rx.locator(".rx-field")
-    assert field.get_attribute("data-size").split(" × ")[0].isdigit()
+
+
+def hover(page: Page, step: str, row: int, column: int, size: int) -> None:
+    """Put the pointer on a pixel of one of the block's maps, size × size."""
+    canvas = first(page).locator(f"figure[data-step={step}] canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    pixel = box["width"] / size
+    page.mouse.move(
+        box["x"] + (column + 0.5) * pixel, box["y"] + (row + 0.5) * pixel, steps=2
+    )
+
+
+def patch(part: str, row: int, column: int, scales: dict) -> str:
+    """How much of the picture a pixel depends on: by its gradient in a network whose
+    weights are all positive, so that no ReLU hides a path."""
+    model = get_model("resnet20").eval()
+    for value in model.state_dict().values():
+        value.fill_(0.01)
+    x = torch.ones(1, 3, 32, 32, requires_grad=True)
+    with torch.enable_grad():
+        parts = look_inside.__wrapped__(model, x, scales).parts
+    parts[part][0, :, row, column].sum().backward()
+    rows, columns = x.grad.abs().sum((0, 1)).nonzero().T
+    return " × ".join(str(int(p.max() - p.min()) + 1) for p in (rows, columns))
+
+
+def test_the_frame_is_the_patch_that_a_pixel_sees(page):
+    rx = first(page)
+    rx.get_by_label("layer2.1, residual").first.click()
+    parts = {"x": "layer2.1.x", "f": "layer2.1.f", "out": "layer2.2.x"}
+    for scales in ({}, {"layer2.0": 0, "layer2.1": 0}):
+        if scales:
+            for number in (3, 4):
+                answered(page, rx.locator(".rx-switch").nth(number).click)
+        for place in ((0, 0), (4, 9), (15, 15)):
+            for step, part in parts.items():
+                hover(page, step, *place, 16)
+                found = rx.locator(".rx-field").get_attribute("data-size")
+                assert found == patch(part, *place, scales), (scales, place, step)
+    answered(page, lambda: rx.get_by_text("make all whole").click())
+
+
+def test_a_weakened_plain_block_says_what_it_computes(page):
+    rx = first(page)
+    rx.locator(".rx-node[aria-label^='layer2.1, plain']").click()
+    expect(rx.locator(".rx-block .rx-words")).to_contain_text("adds nothing")
+    rx.locator("figure[data-step=f] canvas").click(position={"x": 70, "y": 60})
+    slider = rx.locator(".rx-block input[type=range]")
+    answered(page, lambda: slider.fill("0.5"))
+    page.mouse.move(5, 5)
+    expect(rx.locator(".rx-block .rx-words")).to_contain_text("a mixture")
+    value = rx.locator("figure[data-step=out] .rx-value").inner_text()
+    rx.locator(".rx-windows", has_text="The mixture").wait_for()
+    assert rx.locator(".rx-windows").inner_text().endswith(f"= {value}.")
+    shoot(rx, page, "plain-weakened")
+    answered(page, lambda: rx.get_by_text("make all whole").click())
+    rx.get_by_label("layer2.1, residual").first.click()
+
+
+def test_jupyters_own_keys_still_work(page):
+    """Ctrl + S saves the notebook and not the page; Shift + Enter runs the cell."""
+    rx = first(page)
+    heard = "window.heard = []; document.body.addEventListener('keydown', (event) => {"
+    page.evaluate(heard + " window.heard.push(event.key); }); ")
+    rx.locator(".rx-thumb").first.focus()
+    for key in ("a", "ArrowDown", "Control+s"):
+        page.keyboard.press(key)
+    assert "s" in page.evaluate("window.heard")
+    assert not {"a", "ArrowDown"} & set(page.evaluate("window.heard"))
 
 
 def test_the_arithmetic_adds_up_to_the_value(page):
@@ -371,6 +441,10 @@ def test_a_picture_is_chosen(page, files):
         shows(page, SHOWN[name])
     rx.locator(".rx-own input").set_input_files(files / "drawing.svg")
     rx.get_by_text("a drawing").wait_for()
+    answered(page, lambda: rx.locator(".rx-thumb").nth(3).click())
+    expect(rx.locator(".rx-say")).to_have_text("")
+    rx.locator(".rx-own input").set_input_files(files / "50MB.png")  # once more
+    shows(page, SHOWN["50MB.png"])
 
 
 def drop(page: Page, rx: Locator, **data) -> None:
