@@ -135,7 +135,8 @@ check_stack_jacobian = {
     "ways through a single branch": lambda js: eye(js) + sum(js),
     "added once, around the whole stack": lambda js: eye(js) + product(js),
     "the chain rule multiplies": lambda js: sum(factors(js)),
-    "entry by entry": lambda js: reduce(torch.mul, factors(js)),
+    "are multiplied with": lambda js: reduce(torch.mul, factors(js)),
+    "eye has zeros": lambda js: reduce(torch.mul, factors(js), eye(js)),
     "transposed": lambda js: jacobian(js).T,
     "the first layer is left out": lambda js: product([eye(js), *factors(js)[1:]]),
     "the last layer is left out": lambda js: product([*factors(js)[:-1], eye(js)]),
@@ -197,11 +198,19 @@ check_deepened = {
         lambda *g: sharing(deepened(*g)),
     ],
     "do not keep their weights": grown(old=lambda n, w: [layer(w) for _ in n]),
-    "`net` itself have changed": but(deepened, times(0, "0.branch.2.bias")),
-    "running statistics": lambda *g: times(0, "0.branch.0.running_var")(deepened(*g)),
+    "`net` itself has changed": [
+        but(deepened, times(0, "0.branch.2.bias")),
+        but(deepened, lambda net: net(torch.randn(9, net[0].branch[0].num_features))),
+    ],
+    "not those of `net`: copy the buffers": lambda *g: times(
+        0, "0.branch.0.running_var"
+    )(deepened(*g)),
     "are frozen": lambda *given: deepened(*given).requires_grad_(False),
     "detach or no_grad": grown(lambda w: quiet(w, wrap=Detached)),
-    "branch is not zero at the start": grown(layer),
+    "branch is not zero at the start": [
+        grown(layer),
+        grown(lambda w: times(1e-7, "branch.2.weight")(layer(w, "2.bias"))),
+    ],
     "changes its input": grown(lambda w: quiet(w, wrap=InPlace)),
     "has a bias too": grown(lambda w: layer(w, "2.weight")),
     "gets no gradient": grown(lambda w: quiet(w, "0.weight", "0.bias")),
@@ -356,6 +365,7 @@ check_basic_block = {
     "conv1 maps 4 to 4": layers(conv1="conv(b, b, 3, s)"),
     "that is option C": layers(shortcut="make_shortcut('C', b, a, s)"),
     "put both into it": projection(POINT),
+    "cannot be called": layers(shortcut="nn.ModuleList(shortcut) if new else shortcut"),
     "and nothing else": [projection(NORM, POINT), projection(POINT, NORM, "nn.ReLU()")],
     "needs the block's stride": projection("conv(b, a, 1)", NORM),
     "is not 1×1": projection("conv(b, a, 3, s)", NORM),
@@ -443,6 +453,7 @@ check_clipped_shares = {
     "not float": always(0.5),
     "the numbers are wrong": always([0.5] * 6),
     "counts": of_parts(lambda part: (part.sum < 0).sum().item()),
+    "do not round": of_parts(lambda part: round(share(part.sum), 2)),
 }
 
 # 03, ResNet-18 -----------------------------------------------------------------------
@@ -572,12 +583,17 @@ training, least, curves = (
 )
 
 
+def in_float64(net, batches, rates):
+    pairs = ((x.double(), y) for x, y in batches)
+    return training(net.double(), pairs, rates)
+
+
 def with_sgd(name, other):
     return patched(training, f"torch.optim.SGD{name}", other)
 
 
 check_training = {
-    "✓": [training, but(training, nn.Module.eval)],
+    "✓": [training, but(training, nn.Module.eval), in_float64],
     "no momentum": with_sgd("", lambda w, rate, _, **more: SGD(w, rate, **more)),
     "no weight decay": with_sgd("", lambda *given, **_: SGD(*given)),
     "sees the first batch": lambda n, b, rates: training(n, repeat(next(b)), rates),
@@ -830,6 +846,7 @@ check_recalibrated = {
         by_parts(32, 1.0),
         by_parts(32, end=32),
         by_parts(2, 0.1),
+        *map(by_parts, (1, 60)),  # the last batch, of four, counts as much
     ],
     "layer3.0.bn1": but(recalibrate, times(3, "layer3.0.bn1.running_var")),
 }
@@ -902,6 +919,7 @@ check_repaired_report = {
     "✓": [
         report,
         lambda h: best(h, "validation_error"),
+        lambda h: best(h, "validation_loss"),
         lambda h: torch.tensor(column(h, "test_error"))[-1],
         lambda h: h.pop()["test_error"],
     ],
@@ -946,7 +964,10 @@ check_stream = {
         always(np.sqrt(STEADY)),
         always(np.sqrt(np.linspace(2, 4.4, 9))),
     ],
-    "a norm or a sum": always([40 * number for number in STEADY]),
+    "a norm or a sum": [
+        always([40 * number for number in STEADY]),
+        *(always(np.linspace(6e4, end, 9)) for end in (5.9e4, 6.1e4)),  # raw pixels
+    ],
     "has a ReLU in it": always([0.7 + number / 2 for number in range(9)]),
 }
 

@@ -119,7 +119,10 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
             f"{len(deep)}."
         )
     if not _same(net, before):
-        raise Hint("the weights of `net` itself have changed: leave it as it is.")
+        raise Hint(
+            "`net` itself has changed, its weights or BN's statistics: leave it as it "
+            "is, and do not run it."
+        )
     if len(grown) < sum(len([*layer.parameters()]) for layer in new):
         raise Hint(
             "the new layers are one and the same object, or share their weights: build "
@@ -143,8 +146,9 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
                 "only new ones, and put these after the old ones.": (
                     not all(map(torch.equal, layer.parameters(), kept.parameters()))
                 ),
-                "the old layers lost BN's running statistics: copy the buffers as "
-                "well, as copy.deepcopy does.": not _same(layer, kept),
+                "BN's running statistics in the old layers are not those of `net`: "
+                "copy the buffers as well, as copy.deepcopy does, and do not run the "
+                "copy in training mode.": not _same(layer, kept),
             }
         )
 
@@ -174,13 +178,14 @@ def _look_at_deep_outputs(deep, before, x: Tensor) -> None:
             if out.shape != h.shape:
                 raise Hint(f"a new layer maps {tuple(h.shape)} to {tuple(out.shape)}.")
             change = out - h
+            slight = 1e-3 * change.abs().max().item()
             tell(
                 {
                     "a new layer answers 0 to every input: its branch is zero and "
                     "nothing adds the input back.": not out.any(),
                     "a new layer adds the same numbers to every input: its linear map "
                     "has a bias too.": change.any()
-                    and near(change, change[:1].expand_as(change), atol=1e-5),
+                    and near(change, change[:1].expand_as(change), atol=slight),
                     "a new layer changes what it is given: its branch is not zero at "
                     "the start.": change.any(),
                 }

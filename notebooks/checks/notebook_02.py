@@ -153,6 +153,8 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
     """Is there a 1×1 convolution + BN where the shape changes, and only there?"""
     out_channels, stride = layers[-1][1], max(layer[3] for layer in layers)
     shortcut = getattr(block, "shortcut", None)
+    if isinstance(shortcut, nn.ModuleList | nn.ModuleDict):
+        raise Hint("`shortcut` cannot be called: put its layers into an nn.Sequential.")
     parts = list(shortcut.modules()) if isinstance(shortcut, nn.Module) else []
     parts = [part for part in parts if not list(part.children())]
     if layers[0][0] == out_channels and stride == 1:
@@ -380,6 +382,9 @@ def check_clipped_shares(measure: Callable[[nn.Module, Tensor], list[float]]) ->
             "your net is in training mode, so BN uses the batch: call "
             "net.eval().": in_training,
             "these are counts: divide by how many numbers there are.": counts,
+            "these are nearly the shares: do not round them.": [
+                round(share, 2) for share in right
+            ],
         },
         "the numbers are wrong. For each block: its input x, then block.residual(x) + "
         "block.shortcut(x), then the share below zero; block(x) is the next input.",

@@ -177,8 +177,8 @@ def check_recalibrated(recalibrate: Callable[[nn.Module, Tensor], object]) -> st
         if not close(mean, var):
             raise Hint(
                 f"{name} holds other statistics than its input has over all images: "
-                "call `reset_running_stats()`, and set `momentum = None` for a plain "
-                "mean."
+                "call `reset_running_stats()`, set `momentum = None` for a plain mean, "
+                "and give all images, in equal batches that are not tiny."
             )
     return "Right: every BN knows its input again, and no weight has changed."
 

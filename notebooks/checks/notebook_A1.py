@@ -57,6 +57,8 @@ def _look_at_jacobian(found: Tensor, jacobians: list[Tensor]) -> None:
             ),
             "`*` multiplies entry by entry: matrices are multiplied with "
             "`@`.": functools.reduce(torch.mul, steps),
+            "`*` multiplies entry by entry, and eye has zeros: take "
+            "`@`.": functools.reduce(torch.mul, steps, eye),
             "the result is transposed: one row per output.": right.T,
             "the first layer is left out.": product(steps[1:] or [eye]),
             "the last layer is left out.": product(steps[:-1] or [eye]),
