@@ -221,6 +221,32 @@ def test_values_under_the_pointer_are_pytorchs(page, nets):
             assert abs(found - right) < 1e-3, (step, row, column)
 
 
+def test_the_arithmetic_adds_up_to_the_value(page):
+    rx = first(page)
+    rx.locator("figure[data-step=f] canvas").click(position={"x": 70, "y": 60})
+    windows = rx.locator(".rx-windows[data-value]")
+    page.wait_for_function(
+        """() => {
+            const { view } = document.querySelector('.rx');
+            const { block, channel, pixel } = view.windows.dataset;
+            const here = pixel === view.pixel.join();
+            return block === "layer2.1" && channel === "7" && here;
+        }"""
+    )
+    page.mouse.move(5, 5)  # what is pinned is shown, not what lies under the pointer
+    value = rx.locator("figure[data-step=f] .rx-value").get_attribute("data-value")
+    assert abs(float(windows.get_attribute("data-value")) - float(value)) < 1e-3
+    sums = [
+        float(text.replace("−", "-").removeprefix("sum "))
+        for text in rx.locator(".rx-product > span:last-child").all_inner_texts()
+    ]
+    rest = rx.locator(".rx-windows").inner_text()
+    rest = float(re.search(r"together (\S+)", rest)[1].replace("−", "-"))
+    total = float(windows.get_attribute("data-total"))
+    assert abs(sum(sums) + rest - total) < 0.004  # four rounded numbers
+    shoot(rx, page, "pixel")
+
+
 def hover(page: Page, step: str, row: int, column: int, size: int) -> None:
     """Put the pointer on a pixel of one of the block's maps, size × size."""
     canvas = first(page).locator(f"figure[data-step={step}] canvas")
@@ -282,39 +308,16 @@ def test_a_weakened_plain_block_says_what_it_computes(page):
 def test_jupyters_own_keys_still_work(page):
     """Ctrl + S saves the notebook and not the page; Shift + Enter runs the cell."""
     rx = first(page)
-    heard = "window.heard = []; document.body.addEventListener('keydown', (event) => {"
-    page.evaluate(heard + " window.heard.push(event.key); }); ")
+    page.evaluate("""() => {
+        window.heard = [];
+        const hear = (event) => window.heard.push(event.key);
+        document.addEventListener('keydown', hear, true);
+    }""")
     rx.locator(".rx-thumb").first.focus()
     for key in ("a", "ArrowDown", "Control+s"):
         page.keyboard.press(key)
     assert "s" in page.evaluate("window.heard")
     assert not {"a", "ArrowDown"} & set(page.evaluate("window.heard"))
-
-
-def test_the_arithmetic_adds_up_to_the_value(page):
-    rx = first(page)
-    rx.locator("figure[data-step=f] canvas").click(position={"x": 70, "y": 60})
-    windows = rx.locator(".rx-windows[data-value]")
-    page.wait_for_function(
-        """() => {
-            const { view } = document.querySelector('.rx');
-            const { block, channel, pixel } = view.windows.dataset;
-            const here = pixel === view.pixel.join();
-            return block === "layer2.1" && channel === "7" && here;
-        }"""
-    )
-    page.mouse.move(5, 5)  # what is pinned is shown, not what lies under the pointer
-    value = rx.locator("figure[data-step=f] .rx-value").get_attribute("data-value")
-    assert abs(float(windows.get_attribute("data-value")) - float(value)) < 1e-3
-    sums = [
-        float(text.replace("−", "-").removeprefix("sum "))
-        for text in rx.locator(".rx-product > span:last-child").all_inner_texts()
-    ]
-    rest = rx.locator(".rx-windows").inner_text()
-    rest = float(re.search(r"together (\S+)", rest)[1].replace("−", "-"))
-    total = float(windows.get_attribute("data-total"))
-    assert abs(sum(sums) + rest - total) < 0.004  # four rounded numbers
-    shoot(rx, page, "pixel")
 
 
 def test_a_lesion_changes_the_answer_and_the_accuracy(page, nets):
