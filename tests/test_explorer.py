@@ -199,9 +199,7 @@ def test_what_cannot_be_looked_into_is_refused_and_nothing_is_changed(refused):
     broken = copy.deepcopy(PAIR["plain"])
     broken.fc.bias.data[3] = torch.nan  # diverged: to be looked into all the same
     content, _ = ask(heard(Explorer({"net": broken}, DATA, NORM, 5)), "look")
-    assert [logit is None for logit in content["nets"][0]["logits"]][:5] == [
-        *(False, False, False, True, False)
-    ]
+    assert content["nets"][0]["logits"].index(None) == 3
     leaky, parts = copy.deepcopy(PAIR["residual"]), PAIR["residual"].layer1
     leaky.relu = torch.nn.LeakyReLU(0.5)
     in_a_row = torch.nn.Sequential(PAIR["residual"].conv1, parts, torch.nn.Flatten())

@@ -1064,8 +1064,7 @@ class View {
     const colour = block.stem ? COLOURS.neutral : this.colourOf(net);
     const times = scale === 1 ? "" : `${scale.toFixed(2)}·`;
     const f = block.stem ? "BN" : "F(x)"; // the stem has no branch
-    const mixed = shown.length === 3 && scale !== 1; // a plain block, weakened
-    const out = mixed ? "output" : "after ReLU";
+    const out = block.residual || scale === 1 ? "after ReLU" : "output"; // a mixture
     const titles = { x: "x", f, sum: `${times}F(x) + x`, out };
     for (const step of STEPS) {
       const panel = this.panels[step];

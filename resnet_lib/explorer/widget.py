@@ -352,7 +352,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _inside(self, title: str, asked: Question) -> Inside:
         """The same for an answer: computed from where it differs from the last one."""
-        key, model = self._key(title, asked), self.model(title, asked.iteration)
+        key = self._key(title, asked)  # first: a training may go on meanwhile
+        model = self.model(title, asked.iteration)
         last_key, scales, inside = self.last.get(title, ("", {}, None))
         known = None
         if key == last_key:
