@@ -134,7 +134,7 @@ def image_grid(
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        ax.imshow(image.permute(1, 2, 0).cpu())
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy())
         ax.set_title(title, fontsize=9, loc="center")
     return figure
 

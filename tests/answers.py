@@ -182,6 +182,10 @@ def passing(width):
     return linear
 
 
+def zeros(width):
+    return times(0, "weight", "bias")(nn.Linear(width, width))
+
+
 def sharing(deep):
     for one in deep[-2:]:
         one.branch[2].weight.data = deep[-1].branch[2].weight.data
@@ -219,8 +223,13 @@ check_deepened = {
     "make 7, and yours has 8": lambda n, w, e: deepened(n, w, e + 1),
     "not list": lambda *given: list(deepened(*given)),
     "not those of `net`": grown(old=lambda n, _: [nn.ReLU() for _ in n]),
-    "of another kind": grown(passing),
-    "to (32, 1)": grown(lambda w: nn.Sequential(nn.BatchNorm1d(w), nn.Linear(w, 1))),
+    "which have a BN": grown(passing),
+    "which have a ReLU": grown(
+        lambda w: solved_01.Residual(nn.Sequential(nn.BatchNorm1d(w), zeros(w)))
+    ),
+    "to (32, 1)": grown(
+        lambda w: nn.Sequential(nn.BatchNorm1d(w), nn.ReLU(), nn.Linear(w, 1))
+    ),
 }
 
 
@@ -297,6 +306,19 @@ def projection(*parts):
     return layers(shortcut=f"nn.Sequential({', '.join(parts)}) if new else shortcut")
 
 
+class Shortcut(nn.Module):
+    """A projection that declares its BN first, and applies it last."""
+
+    def __init__(self, before, after, stride, then=lambda x: x):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(after)
+        self.conv = nn.Conv2d(before, after, 1, stride, bias=False)
+        self.then = then
+
+    def forward(self, x):
+        return self.then(self.bn(self.conv(x)))
+
+
 POINT, NORM = "conv(b, a, 1, s)", "nn.BatchNorm2d(a)"
 LAZY, LAZY_NORM = "nn.LazyConv2d(a, 3, padding=1, bias=False)", "nn.LazyBatchNorm2d()"
 
@@ -311,6 +333,7 @@ check_basic_block = {
         layers(conv2="conv(a, a, 3, padding='same')"),
         layers(bn1=LAZY_NORM, conv2=LAZY, bn2=LAZY_NORM),
         projection("nn.Sequential()", POINT, NORM),
+        layers(shortcut="Shortcut(b, a, s) if new else shortcut"),
         forward("relu(f(x).double().add_(s(x))).double()"),
     ],
     "(4, 8, 1) the shape": layers(shortcut="shortcut if s != 1 else nn.Identity()"),
@@ -322,7 +345,10 @@ check_basic_block = {
     "stands before the addition": forward("relu(f(x)) + s(x)"),
     "never negative": forward("relu(relu(f(x)) + s(x))"),
     "each path has its own ReLU": forward("relu(f(x)) + relu(s(x))"),
-    "ReLU stands in the shortcut": forward("relu(f(x) + relu(s(x)))"),
+    "ReLU stands in the shortcut": [
+        forward("relu(f(x) + relu(s(x)))"),
+        layers(shortcut="Shortcut(b, a, s, F.relu) if new else shortcut"),
+    ],
     "never added": forward("relu(f(x))"),
     "added to itself": forward("relu(f(x) + f(x))"),
     "subtract": forward("relu(f(x) - s(x))"),
@@ -366,7 +392,10 @@ check_basic_block = {
     "that is option C": layers(shortcut="make_shortcut('C', b, a, s)"),
     "put both into it": projection(POINT),
     "cannot be called": layers(shortcut="nn.ModuleList(shortcut) if new else shortcut"),
-    "and nothing else": [projection(NORM, POINT), projection(POINT, NORM, "nn.ReLU()")],
+    "and nothing else": projection(POINT, NORM, "nn.ReLU()"),
+    "BN stands before its conv": [
+        projection(norm, POINT) for norm in (NORM, "nn.BatchNorm2d(b)")
+    ],
     "needs the block's stride": projection("conv(b, a, 1)", NORM),
     "is not 1×1": projection("conv(b, a, 3, s)", NORM),
     "has a bias in front of its BN": projection("conv(b, a, 1, s, bias=True)", NORM),

@@ -160,11 +160,25 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
             "a new layer has no linear map, so it can never learn: use "
             "Residual(layer(…))."
         )
-    if not all_have(nn.BatchNorm1d):
-        raise Hint(
-            "a new layer is of another kind than those of `net`, which have a BN: use "
-            "Residual(layer(…))."
-        )
+    for part, kept in {
+        "have a BN": all_have(nn.BatchNorm1d),
+        "have a ReLU": all(map(_bends, new)),
+    }.items():
+        if not kept:
+            raise Hint(
+                f"a new layer is of another kind than those of `net`, which {part}: "
+                "use Residual(layer(…))."
+            )
+
+
+@torch.no_grad()
+def _bends(layer: nn.Module) -> bool:
+    """Whether it is more than a linear map, once its numbers are random."""
+    layer = copy.deepcopy(layer).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(32, next(layer.parameters()).shape[-1])
+    return not near(layer(x) + layer(-x), 2 * layer(0 * x), 1e-3, 1e-3)
 
 
 def _look_at_deep_outputs(deep, before, x: Tensor) -> None:

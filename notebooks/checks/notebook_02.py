@@ -68,7 +68,7 @@ def _judge_block(
     block = _build(block_class, arguments, x)
     call = f"{block_class.__name__}{arguments}"
     _look_at_layers(block, x, layers, call)
-    _look_at_projection(block, layers, call)
+    _look_at_projection(block, x, layers, call)
     # Random γ, β and running statistics: nothing may hide behind 1 and 0.
     for name, value in block.state_dict().items():
         if value.ndim > 1 or name.endswith("bias"):
@@ -93,7 +93,11 @@ def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
     for conv, bn in names:
         for name, kind in ((conv, nn.Conv2d), (bn, nn.BatchNorm2d)):
             layer = getattr(block, name, None)
-            if name == bn != "bn1" and layer is None and _calls(block, "bn1", x) > 1:
+            if (
+                name == bn != "bn1"
+                and layer is None
+                and _used(block, x).count(block.bn1) > 1
+            ):
                 raise Hint(
                     f"bn1 works twice and {bn} is missing: each convolution needs a BN "
                     "with γ, β and running statistics of its own."
@@ -139,17 +143,22 @@ def _look_at_layers(block, x: Tensor, layers: Sequence, call: str) -> None:
             raise Hint(f"{bn} has no γ and no β: leave `affine` as it is.")
 
 
-def _calls(block, name: str, x: Tensor) -> int:
-    """How often `forward` uses a layer."""
+def _used(module: nn.Module, x: Tensor) -> list[nn.Module]:
+    """The layers inside, in the order in which `forward` uses them."""
     used = []
-    hook = getattr(block, name).register_forward_hook(lambda *_: used.append(1))
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, _: used.append(layer))
+        for layer in module.modules()
+        if not list(layer.children())
+    ]
     with contextlib.suppress(Exception), torch.no_grad():
-        block(x)
-    hook.remove()
-    return len(used)
+        module(x)
+    for hook in hooks:
+        hook.remove()
+    return used
 
 
-def _look_at_projection(block, layers: Sequence, call: str) -> None:
+def _look_at_projection(block, x: Tensor, layers: Sequence, call: str) -> None:
     """Is there a 1×1 convolution + BN where the shape changes, and only there?"""
     out_channels, stride = layers[-1][1], max(layer[3] for layer in layers)
     shortcut = getattr(block, "shortcut", None)
@@ -178,8 +187,11 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
             "`shortcut` holds a convolution and no BN after it: put both into it, as "
             "nn.Sequential(conv, bn)."
         )
-    if parts != [conv := convs[0], norms[0]]:
+    if len(parts) > 2:
         raise Hint("the projection is a convolution and a BN, and nothing else.")
+    conv, norm = convs[0], norms[0]
+    if norm in _used(shortcut, x)[:1]:
+        raise Hint("the shortcut's BN stands before its convolution: BN comes last.")
     if conv.kernel_size != (1, 1):
         raise Hint("the shortcut's convolution is not 1×1: it only mixes channels.")
     if conv.stride != (stride, stride):
@@ -188,11 +200,11 @@ def _look_at_projection(block, layers: Sequence, call: str) -> None:
         raise Hint("the shortcut's convolution has a bias in front of its BN.")
     if conv.groups != 1:
         raise Hint("the shortcut's convolution has groups: leave them out.")
-    if norms[0] in [getattr(block, f"bn{i + 1}") for i in range(len(layers))]:
+    if norm in [getattr(block, f"bn{i + 1}") for i in range(len(layers))]:
         raise Hint("the shortcut's BN works in the branch as well: build another.")
-    if not norms[0].track_running_stats:
+    if not norm.track_running_stats:
         raise Hint("the shortcut's BN keeps no running statistics: eval mode needs it.")
-    if not norms[0].affine:
+    if not norm.affine:
         raise Hint("the shortcut's BN has no γ and no β: leave `affine` as it is.")
 
 
@@ -211,9 +223,13 @@ def _branch(block, x: Tensor, depth: int, **wrong: int) -> Tensor:
 
 
 def _around(block, x: Tensor) -> Tensor:
+    """The shortcut from the reader's own layers, in the right order."""
     shortcut = getattr(block, "shortcut", None)
-    projects = isinstance(shortcut, nn.Module) and list(shortcut.parameters())
-    return shortcut(x) if projects else x
+    layers = list(shortcut.modules()) if isinstance(shortcut, nn.Module) else []
+    for kind in (nn.Conv2d, nn.BatchNorm2d):
+        for layer in layers:
+            x = layer(x) if isinstance(layer, kind) else x
+    return x
 
 
 def _right_output(block, x: Tensor, depth: int) -> Tensor:
