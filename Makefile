@@ -29,8 +29,9 @@ notebooks-cifar10 notebooks-digits colab: export RESNET_LIB_ITERATIONS ?= 30
 FAULT_KILLS ?= 30
 ARGS ?=
 
+# From here, not from the notebooks' folder, or their links to the README lead nowhere.
 lab: .venv/ready
-	$(BIN)/jupyter lab notebooks/01_residual_equation.ipynb $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/01_residual_equation.ipynb $(ARGS)
 
 test: lint unit notebooks-cifar10 notebooks-digits
 
@@ -95,7 +96,7 @@ site-test: site
 	$(BIN)/python -m pip install --quiet --editable '.[browser,test]'
 	$(BIN)/python -m pytest workshop/site
 
-# The README's table and figure, from data/runs.
+# The README's table from data/runs, and its figure from notebook 05 as last executed.
 results: .venv/ready
 	$(BIN)/python -m workshop.results
 

@@ -22,6 +22,6 @@ def set_up() -> None:
         print(f"GPU: {torch.cuda.get_device_name()}.")
     else:
         print(
-            "No GPU here. Notebooks 04 and 05 train faster with one: choose "
+            "No GPU here. With one, notebook 04 trains by the whole schedule: choose "
             "Runtime, Change runtime type, T4 GPU, then run this cell again."
         )

@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_images(x, self.in_channels)
         x = self.relu(self.bn1(self.conv1(x)))  # (N, C, H, W), C = widths[0]
-        for name, stage in self.named_children():
+        for name, stage in self.named_children():  # torch.jit reads no getattr by name
             if name in self.stages:
                 x = stage(x)  # (N, 2C, H/2, W/2) from the second stage on
         x = self.avgpool(x).flatten(1)  # (N, C)

@@ -2,7 +2,7 @@
 
 Colab's versions, a fresh clone of the last commit, each notebook alone in an empty
 folder, its set-up cell run twice. At the end no package may have moved. Only the live
-training in notebook 04 is shortened.
+trainings in notebooks 04 and 08 are shortened.
 """
 
 import copy

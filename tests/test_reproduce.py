@@ -231,7 +231,7 @@ def test_sigterm_stops_with_a_checkpoint_and_the_next_call_goes_on(tmp_path, pla
     wait_until(lambda: iteration_of(places.work / run.name) >= 4)
     process.send_signal(signal.SIGTERM)
     code, text = process.end()
-    assert code == 0 and "0 done, 1 partial, 0 missing" in text
+    assert code == command.INTERRUPTED and "0 done, 1 partial, 0 missing" in text
     assert (places.work / run.name / "checkpoint.pt").exists()
     # At a time limit of no time at all, nothing is started.
     assert reproduce([run], places, max_minutes=0) == []

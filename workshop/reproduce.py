@@ -199,7 +199,8 @@ def reproduce(
 
     `jobs` runs go on side by side, each in a process of its own with its share of the
     cores. After `max_minutes`, on Ctrl-C and on SIGTERM they stop with a checkpoint,
-    and the next call goes on. `options` are handed to every `resnet_lib.train`.
+    and the next call goes on; the signals raise KeyboardInterrupt then. `options` are
+    handed to every `resnet_lib.train`.
     """
     if jobs < 1:
         raise ValueError(f"{jobs} jobs at a time: give 1 or more.")
@@ -235,6 +236,8 @@ def reproduce(
         finally:  # an error or a second Ctrl-C leaves no job behind
             for job in running:
                 job.stop()
+    if requests:
+        raise KeyboardInterrupt
     return errors
 
 
@@ -270,7 +273,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         chosen = [plan[name] for name in given.only or plan]
         state = describe(chosen, places)  # refused, if at all, before a download
-        if not given.status:
+        if given.status:
+            print(state)
+        else:
             # Downloaded once, and not in every job. The images of a folder are counted.
             todo = [run for run in chosen if status_of(run, places) != "done"]
             counts = {name: len(load(name).train) for name in {r.data for r in todo}}
@@ -278,9 +283,10 @@ def main(argv: list[str] | None = None) -> int:
                 check_fits(run.recipe, run.data, counts[run.data], "validation = {}")
             options = ["--device", given.device] if given.device else []
             limits = {"jobs": given.jobs, "max_minutes": given.max_minutes}
-            errors = reproduce(chosen, places, **limits, options=options)
-            state = describe(chosen, places)
-        print(state)
+            try:
+                errors = reproduce(chosen, places, **limits, options=options)
+            finally:
+                print(describe(chosen, places))
     except (ValueError, OSError, RuntimeError) as error:
         errors = [f"python -m workshop.reproduce: {error}"]
     except KeyboardInterrupt:
