@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +55,17 @@ class DeviceProfile:
         if self.device.type != "cuda":
             yield
             return
-        tf32, matmul = self.precision == "tf32", torch.backends.cuda.matmul
-        before = matmul.allow_tf32
-        matmul.allow_tf32 = tf32
+        flags = []
+        for read, write, value in _exact_flags(self.precision == "tf32"):
+            with contextlib.suppress(RuntimeError):  # old and new ones that disagree
+                flags.append((write, read(), value))
         try:
-            with torch.backends.cudnn.flags(
-                enabled=True, deterministic=True, allow_tf32=tf32
-            ):
-                yield
+            for write, _, value in flags:
+                write(value)
+            yield
         finally:
-            matmul.allow_tf32 = before
+            for write, before, _ in flags:
+                write(before)
 
     def suiting(self, model: nn.Module) -> "DeviceProfile":
         """The same, but for a network that channels last would harm on a CPU.
@@ -90,6 +92,26 @@ class DeviceProfile:
         nhwc = self.memory_format == torch.channels_last
         layout = "channels_last" if nhwc else "contiguous"
         return f"{self.device.type}, {self.precision}, {layout}"
+
+
+def _exact_flags(tf32: bool) -> Iterator[tuple[Callable, Callable, object]]:
+    """Of the process: how to read a flag, how to write it, and what it should be.
+
+    PyTorch 2.9 has new ones for the precision. The old ones come first, since to write
+    one changes some of the new.
+    """
+    backends = torch.backends
+    cudnn, cpu = backends.cudnn, getattr(backends.mkldnn, "matmul", None)
+    wanted = {(cudnn, "enabled"): True, (cudnn, "benchmark"): False}
+    wanted |= {(cudnn, "deterministic"): True, (cudnn, "allow_tf32"): tf32}
+    matmul = "high" if tf32 else "highest"
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, matmul
+    if hasattr(cudnn, "conv"):
+        for works in (cudnn.conv, cudnn.rnn, backends.cuda.matmul):
+            wanted[works, "fp32_precision"] = "tf32" if tf32 else "ieee"
+        wanted[cpu, "fp32_precision"] = cpu.fp32_precision  # as it is
+    for flag, value in wanted.items():
+        yield partial(getattr, *flag), partial(setattr, *flag), value
 
 
 def device_profile(precision: str = "auto", device: str | None = None) -> DeviceProfile:

@@ -582,6 +582,40 @@ def test_fp32_on_a_gpu_is_no_tf32():
         assert allowed() == before
 
 
+@pytest.fixture
+def kinds_of_fp32():
+    """Where PyTorch keeps them, from 2.9 on; afterwards they are as before."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if not hasattr(cudnn, "conv"):
+        pytest.skip("older than that")
+    places = [cudnn.conv, cudnn.rnn, matmul, torch.backends.mkldnn.matmul]
+    before = [place.fp32_precision for place in places]
+    yield places
+    torch.set_float32_matmul_precision("highest")
+    for place, kind in zip(places, before, strict=True):
+        place.fp32_precision = kind
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2, "medium"])
+def test_a_gpu_computes_exactly_whatever_was_asked_of_pytorch(asked, kinds_of_fp32):
+    def said():
+        return [place.fp32_precision for place in kinds_of_fp32]
+
+    if asked == "medium":
+        torch.set_float32_matmul_precision(asked)
+    else:
+        kinds_of_fp32[asked].fp32_precision = ("ieee", "ieee", "tf32")[asked]
+    before = said()
+    for precision, kind in (("fp32", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")):
+        device = torch.device("cuda")
+        profile = devices.DeviceProfile(device, precision, torch.channels_last)
+        with profile.exactly():
+            assert said() == [kind, kind, kind, before[-1]]
+        assert said() == before
+    if asked == "medium":
+        assert torch.get_float32_matmul_precision() == asked
+
+
 def test_threads_are_chosen_once_and_kept(tmp_path, monkeypatch, capsys):
     module = sys.modules["resnet_lib.fit"]
     monkeypatch.setattr(module, "threads_given", lambda: False)
