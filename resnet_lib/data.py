@@ -30,7 +30,7 @@ __all__ = [
 PADDING = 4  # pixels on each side before the random crop; paper §4.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """Pictures and their classes: uint8 (N, C, H, W) and int64 (N,).
 
@@ -66,7 +66,7 @@ class Images:
         return Images(self.images.to(device), self.labels.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training set, a test set and the names of the classes.
 
@@ -126,7 +126,7 @@ class Dataset:
         if validation == 0:
             return self.train, None
         steps = self.train.labels.diff()
-        if (steps >= 0).all() and steps.any():
+        if steps.any() and ((steps >= 0).all() or (steps <= 0).all()):
             raise ValueError(
                 f"{self.name}'s training images are sorted by class, so the last "
                 f"{validation}, to be set aside for validation, are of few classes. "
@@ -135,7 +135,7 @@ class Dataset:
         return self.train[:-validation], self.train[-validation:]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalisation:
     """(x - mean) / std, with mean and std fixed on the training images.
 

@@ -169,7 +169,12 @@ def _class_folders(folder: Path) -> list[Path]:
     """The folders in a folder, by name, without the hidden ones; none in none."""
     if not folder.is_dir():
         return []
-    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] not in "._")
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not _is_hidden(f.name))
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether it was put there by a program, as __MACOSX was."""
+    return name.startswith((".", "__"))
 
 
 def _parts(folder: Path) -> tuple[Path, Path | None]:
@@ -194,7 +199,7 @@ def _parts(folder: Path) -> tuple[Path, Path | None]:
 def _hidden(file: Path) -> bool:
     """Whether a program put it there, or the folder it lies in."""
     *places, name = file.parts
-    return name[0] == "." or any(place[0] in "._" for place in places)
+    return name[0] == "." or any(map(_is_hidden, places))
 
 
 def _left_out(folder: Path, taken: set[Path]) -> str:

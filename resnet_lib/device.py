@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,9 @@ __all__ = [
     "device_profile",
     "faster_threads",
     "keeping_freed_memory",
+    "keeping_random_states",
+    "random_states",
+    "set_random_states",
     "threads",
     "threads_given",
 ]
@@ -184,6 +188,37 @@ def keeping_freed_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def random_states(device: torch.device) -> dict:
+    """Where the random numbers of the process stand: PyTorch's, on the CPU and on a GPU
+    that computes, Python's and numpy's. For networks that draw some."""
+    name, keys, *rest = np.random.get_state()
+    states = {"random": torch.get_rng_state(), "python_random": random.getstate()}
+    states["numpy_random"] = (name, keys.tolist(), *rest)
+    if device.type == "cuda":
+        states["cuda_random"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict, device: torch.device) -> None:
+    """Go on from `random_states`. Checkpoints of before know PyTorch's alone."""
+    torch.set_rng_state(states["random"])
+    if "python_random" in states:
+        random.setstate(states["python_random"])
+        np.random.set_state(states["numpy_random"])
+    if device.type == "cuda" and "cuda_random" in states:
+        torch.cuda.set_rng_state(states["cuda_random"], device)
+
+
+@contextlib.contextmanager
+def keeping_random_states(device: torch.device) -> Iterator[None]:
+    """Afterwards, random numbers go on as if nothing inside had drawn any."""
+    before = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)
+
+
 def cores() -> int:
     """How many this process may use: a cluster lends it a few of a machine's many."""
     if hasattr(os, "sched_getaffinity"):  # Linux
@@ -273,10 +308,8 @@ class GraphedStep:
     def _warm_up(self) -> None:
         """Three steps, as CUDA asks for, undone in place."""
         kept = [tensor.clone() for tensor in self.state()]
-        luck = _luck()
-        device = self.given.device
-        gpus = [device] if device.type == "cuda" else []
-        with on_side_stream(device), torch.random.fork_rng(gpus):
+        device, luck = self.given.device, _luck()
+        with on_side_stream(device), keeping_random_states(device):
             for _ in range(3):
                 self._step_given()
             same = _luck() == luck
@@ -287,9 +320,10 @@ class GraphedStep:
             raise RuntimeError(f"The network draws random numbers. {NOT_RECORDED}")
 
 
-def _luck() -> tuple:
-    """Where the CPU's random numbers stand, Python's and PyTorch's."""
-    return random.getstate(), torch.get_rng_state().tolist()
+def _luck() -> dict:
+    """Where the CPU's random numbers stand."""
+    states = random_states(torch.device("cpu"))
+    return states | {"random": states["random"].tolist()}
 
 
 class RecordableSGD(torch.optim.SGD):

@@ -2,7 +2,8 @@
 
 `torchrun` starts the processes and numbers them: their ranks. Every rank draws the same
 batches and computes on its own share of each; gradients are averaged before every
-update, so the weights stay equal. Rank 0 alone reads and writes the run's folder.
+update, so the weights stay equal. Rank 0 alone reads and writes the run's folder. All
+ranks go on from its random numbers, so dropout draws the same masks on each.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_lib.data import Dataset, Images
+from resnet_lib.device import keeping_random_states
 from resnet_lib.recipe import Recipe
 from resnet_lib.training import Evaluation, Training
 
@@ -89,7 +91,7 @@ class Ranks:
         # decides in which order three ranks or more are summed. Past this trial, a run
         # that goes on has the layout, and so the bits, of one that never stopped.
         before = copy.deepcopy(model.state_dict())
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        with keeping_random_states(images.device):
             wrapped(images).sum().backward()
         model.zero_grad()
         model.load_state_dict(before)
@@ -166,9 +168,12 @@ class DataParallelTraining(Training):
         logits = []
         for start in range(0, len(images), 1_000):
             part = images[start : start + 1_000]
-            mine = super().evaluate(part[self.ranks.shard(len(part))])
+            part = part[self.ranks.shard(len(part))]
+            mine = torch.empty(0, len(self.data.classes))  # more ranks than images
+            if len(part):
+                mine = super().evaluate(part).logits
             shares = [None] * self.ranks.size
-            dist.all_gather_object(shares, mine.logits)
+            dist.all_gather_object(shares, mine)
             logits += shares
         return Evaluation(torch.cat(logits), images.labels.cpu())
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from resnet_lib.checkpoints import RunFolder, network_name
 from resnet_lib.data import Dataset
 from resnet_lib.device import (
     cores,
+    device_profile,
     faster_threads,
     keeping_freed_memory,
+    keeping_random_states,
     threads,
     threads_given,
 )
@@ -78,7 +79,7 @@ def fit(
     on_row: Callable[[list[dict]], None] | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Train `model` by `recipe`, in place.
+    """Train `model` by `recipe`, in place and wholly in training mode.
 
     With a folder `run`, the recipe, the environment, the history and the final weights
     are written there, and a checkpoint every `checkpoint_seconds`. The same call goes
@@ -164,7 +165,7 @@ def computing(state: Training, so_far: Sequence[int], say: bool) -> Iterator[Non
 def _choose_threads(state: Training, say: bool) -> int:
     """One thread or all, whichever is faster now; a run keeps it for life, since the
     number decides in which order sums are rounded."""
-    with torch.random.fork_rng(devices=[]):
+    with keeping_random_states(state.profile.device):
         trial = Training(copy.deepcopy(state.model), state.data, state.recipe, "cpu")
         (best, least), (other, more) = faster_threads(trial.step).items()
     if say:
@@ -174,6 +175,8 @@ def _choose_threads(state: Training, say: bool) -> int:
 
 def _remedy(state: Training) -> str:
     """What to do about a loss or weights that are no longer finite."""
+    if state.iteration == 0:
+        return "Build the network anew, or load other weights"
     field = "weight_decay" if state.recipe.weight_decay > 1 else "lr"
     remedy = f"Lower the recipe's {field}"
     if state.profile.precision == "bf16":
@@ -201,6 +204,10 @@ def _train(
         disable=not progress,
         mininterval=0.5,
     )
+    if state.iteration == 0:
+        ranks.on_rank_zero(state.check_weights)
+        if folder:  # or a second call would begin with weights that have moved
+            folder.save()
     if folder:
         folder.snapshot()
     with bar, stop_requests() as requests:
@@ -261,7 +268,8 @@ def expected_minutes(
     check_training(model, data, recipe)
     full = dataclasses.replace(recipe, small_until=(), small_size=())
     begun = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    where = device_profile(recipe.precision, device).device
+    with keeping_random_states(where):
         trial = Training(copy.deepcopy(model), data, full, device, graphed=graphed)
         with computing(trial, [], say=False):
             update = _seconds_per_step(trial, begun + 3)

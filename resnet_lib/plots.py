@@ -120,7 +120,10 @@ def interact(draw: Callable[..., Figure], alt: str, **controls: object) -> None:
 def image_grid(
     images: Tensor, titles: Sequence[str], columns: int = 8, size: float = 1.0
 ) -> Figure:
-    """Images (N, 3, H, W), uint8 or floats from 0 to 1, in rows of `columns`."""
+    """Images (N, 3, H, W), or (N, 1, H, W) in grey, in rows of `columns`.
+
+    uint8, or floats from 0 to 1.
+    """
     if not len(images):
         raise ValueError("There are no images to draw.")
     if len(images) != len(titles):
@@ -133,8 +136,10 @@ def image_grid(
     figure, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+    white = 1 if images.is_floating_point() else 255
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        ax.imshow(image.permute(1, 2, 0).cpu().numpy())
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=white)  # colours know no cmap
         ax.set_title(title, fontsize=9, loc="center")
     return figure
 

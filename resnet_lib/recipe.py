@@ -64,6 +64,8 @@ class Recipe:
     validation: int = 5_000
     per_pixel_mean: bool = False  # the paper's; see data.Normalisation
     black_border: bool = False
+    # The order of the images and their crops. The first weights are drawn before: call
+    # torch.manual_seed, then build the network.
     seed: int = 0
     precision: str = "auto"  # "bf16", "tf32", "fp32", or what suits the device
     log_every: int = 100  # a row of the history

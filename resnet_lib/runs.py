@@ -227,9 +227,9 @@ def read_history(path: Path) -> list[dict]:
     return rows
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path | str) -> dict[str, Tensor]:
     """A `state_dict` from a file; RuntimeError if it holds none, or is damaged."""
-    content = path.read_bytes()
+    content = expanded(path).read_bytes()
     no_weights = (
         f"{path} holds no state_dict: a name and a tensor for each weight. If it is a "
         "whole model, load it where it was made, and save its state_dict() instead."
@@ -256,7 +256,11 @@ def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     Vectors stay as they are: a variance in a deep plain net exceeds what half precision
     can hold.
     """
-    return {k: v.half() if v.ndim > 1 else v for k, v in weights.items()}
+
+    def is_kernel(value: Tensor) -> bool:
+        return value.ndim > 1 and value.is_floating_point()
+
+    return {k: v.half() if is_kernel(v) else v for k, v in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,9 @@ class Run:
     """One run folder: what was trained, how, where, and what came of it."""
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", expanded(self.folder))  # from text, too
 
     @property
     def name(self) -> str:

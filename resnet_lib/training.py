@@ -16,6 +16,8 @@ from resnet_lib.device import (
     RecordableSGD,
     can_record,
     device_profile,
+    random_states,
+    set_random_states,
 )
 from resnet_lib.inputs import as_logits, check_type, whole_number
 from resnet_lib.recipe import Recipe, image_size_at, learning_rate_at
@@ -52,7 +54,7 @@ def train_step(
     return loss.detach(), (logits.argmax(1) != labels).sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """A network's logits (N, classes) on a set of images, and the labels (N,)."""
 
@@ -113,7 +115,7 @@ def evaluate(
             x = x.contiguous(memory_format=profile.memory_format)
             logits.append(as_logits(model(x), len(x)))  # (B, classes)
     classes = logits[0].shape[1]
-    if (data.labels >= classes).any():  # a rank's share may be empty
+    if (data.labels >= classes).any():
         raise ValueError(
             f"The network tells {classes} classes apart, and a label is "
             f"{data.labels.max()}. Take a network of more classes."
@@ -322,7 +324,7 @@ class Training:
         state = self.model.state_dict()
         if not all(state[name].isfinite().all() for name in state.keys() - self.masks):
             raise FloatingPointError(
-                f"The weights are no longer finite at iteration {self.iteration}."
+                f"The weights are not finite at iteration {self.iteration}."
             )
 
     # --- a checkpoint ---
@@ -332,9 +334,6 @@ class Training:
         if self.steps:
             self._window()
         self.check_weights()
-        random = {"random": torch.get_rng_state()}  # for networks with dropout
-        if self.profile.device.type == "cuda":
-            random["cuda_random"] = torch.cuda.get_rng_state(self.profile.device)
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -344,16 +343,14 @@ class Training:
             "rows": self.rows,
             "seconds": self.seconds,
             "window": (self.loss_sum, self.wrong, self.steps),
-            **random,
+            **random_states(self.profile.device),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
-        torch.set_rng_state(state["random"])
-        if self.profile.device.type == "cuda" and "cuda_random" in state:
-            torch.cuda.set_rng_state(state["cuda_random"], self.profile.device)
+        set_random_states(state, self.profile.device)
         self.iteration, self.warming_up = state["iteration"], state["warming_up"]
         self.rows, self.seconds = state["rows"], state["seconds"]
         loss_sum, wrong, self.steps = state["window"]

@@ -344,9 +344,11 @@ def test_what_a_set_takes_and_tells(refused):
     assert [len(next(batches)[1]) for _ in range(3)] == [100] * 3
     for validation in (20, -5, 0.1, 4.0, "4", None):
         refused("give a whole number from 0 to 19", mine.split, validation)
-    ordered = Dataset("mine", TEN, GOOD[LABELS.argsort()], GOOD)
-    assert ordered.split(0)[1] is None
-    refused(re.escape("Shuffle them: train[torch.randperm(20)]."), ordered.split, 5)
+    for falling in (False, True):
+        order = LABELS.argsort(descending=falling)
+        ordered = Dataset("mine", TEN, GOOD[order], GOOD)
+        assert ordered.split(0)[1] is None
+        refused(re.escape("Shuffle them: train[torch.randperm(20)]."), ordered.split, 5)
 
 
 def test_the_digest_tells_data_apart():

@@ -449,16 +449,16 @@ def test_the_parts_are_known_and_the_rest_is_said(tmp_path, capsys, folders, sai
 
 def test_pictures_of_many_kinds_and_what_is_none(tmp_path, capsys):
     hidden = {".git": 0, "__MACOSX": 0, "a/.thumbnails": 2}
-    fill(tmp_path, {"a": 2, "b": 2, "a/deeper": 0} | hidden)
-    fill(tmp_path, {"a": 2, "b": 2}, "JPG")
+    fill(tmp_path, {"a": 2, "_b": 2, "a/deeper": 0} | hidden)
+    fill(tmp_path, {"a": 2, "_b": 2}, "JPG")
     (tmp_path / "a" / "deeper" / "grey.png").write_bytes(saved(ramp(16)))
     others = ("a/Thumbs.db", "a/notes.txt", "a/.hidden.png", "a/._001.png")
-    for name in (*others, "b/x.heic", "readme"):
+    for name in (*others, "_b/x.heic", "readme"):
         (tmp_path / name).write_bytes(b"no picture")
     data = load_folder(tmp_path)
     assert len(data.train) + len(data.test) == 9
     said = capsys.readouterr().out
-    assert said.endswith("; left out: 1 .db, 1 .txt, 1 .heic, 1 others.\n")
+    assert said.endswith("; left out: 1 .heic, 1 .db, 1 .txt, 1 others.\n")
 
 
 def test_one_channel_of_three(tmp_path, capsys):

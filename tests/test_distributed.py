@@ -23,7 +23,7 @@ from torch import nn
 
 from resnet_lib import fit
 from resnet_lib.datasets import load_digits
-from resnet_lib.distributed import Ranks, process_group
+from resnet_lib.distributed import DataParallelTraining, Ranks, process_group
 from resnet_lib.runs import load_weights, read_history
 from resnet_lib.train import parser, recipe_from
 
@@ -40,6 +40,13 @@ def net_without_bn(seed=0):
     torch.manual_seed(seed)
     conv = nn.Conv2d(3, 8, 3, stride=4)
     return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+
+
+class Viewed(nn.Flatten):
+    """What cannot flatten a batch of nothing."""
+
+    def forward(self, x):
+        return x.view(x.size(0), -1)
 
 
 def train(net, run=None, **options):
@@ -97,6 +104,12 @@ def job(folder):
         seen["one"] = complaint(ValueError, net, folder / "one")
         (folder / "file").touch()
         seen["unwritable"] = complaint(OSError, net, folder / "file" / "run")
+        net = net_without_bn()
+        net[2] = Viewed()
+        state = DataParallelTraining(net, DIGITS, RECIPE, ranks, "cpu")
+        # The last part is one picture, for two ranks.
+        many = DIGITS.test[[i % 100 for i in range(1_001)]]
+        seen["judged"] = state.evaluate(many).logits
         seen["odd"] = complaint(ValueError, net, change={"batch_size": 33})
         # The ranks still understand each other.
         seen["sum"] = ranks.all_reduce(torch.tensor(ranks.rank + 1.0))
@@ -166,6 +179,13 @@ def test_signal_or_clock_of_one_rank_stops_all_at_one_iteration(both):
         assert rank["stopped"] == ("interrupted", 7)
         assert rank["late"] == ("out of time", 1)
     assert outcome(folder / "stopped") == outcome(folder / "alone")  # it went on
+
+
+def test_a_part_with_fewer_images_than_ranks_is_judged(both):
+    _, (first, second) = both
+    assert first["judged"].shape == (1_001, 10)
+    assert torch.equal(first["judged"], second["judged"])
+    assert torch.allclose(first["judged"][1_000], first["judged"][0], atol=1e-5)
 
 
 def test_error_of_one_rank_reaches_all(both):

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -174,6 +175,51 @@ def test_stopped_run_goes_on_to_the_same_bits(alone, tmp_path):
     assert outcome(tmp_path) == outcome(folder)
 
 
+def test_a_call_that_failed_leaves_no_trace_in_the_next_one(tmp_path, alone):
+    net = small_net()
+
+    def fail(rows):
+        raise OSError("no figure")
+
+    with pytest.raises(OSError, match="no figure"):
+        sit(tmp_path, net, on_row=fail)
+    assert not torch.equal(bits(net), bits(small_net()))
+    assert sit(tmp_path, net, snapshots=(0, 12)).finished
+    assert outcome(tmp_path) == outcome(alone[0])
+    for mark in (0, 12):
+        kept = [f"snapshots/iteration-{mark:06d}.pt"]
+        kept = [load_weights(path / kept[0]) for path in (tmp_path, alone[0])]
+        assert torch.equal(bits(kept[0]), bits(kept[1]))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, torch.rand])
+def test_a_network_that_draws_lots_goes_on_to_the_same_bits(tmp_path, draw):
+    def drop(block, given, output):  # stochastic depth
+        return given[0] if draw(*few) < 0.5 else output
+
+    few = [1] if draw is torch.rand else []
+    results = []
+    for folder, minutes in (("one", [9]), ("two", [0] * 12 + [9])):
+        random.seed(0)
+        np.random.seed(0)
+        for limit in minutes:
+            net = small_net()
+            net.layer1[0].register_forward_hook(drop)
+            sit(tmp_path / folder, net, max_minutes=limit)
+            random.seed(1)  # another process would begin elsewhere
+            np.random.seed(1)
+        results.append(outcome(tmp_path / folder))
+    assert results[0] == results[1]
+
+
+def test_a_network_that_is_broken_already_is_refused(tmp_path, refused):
+    for folder in (None, tmp_path):
+        net = changed(small_net(), lambda net: net.fc.bias.data.fill_(math.nan))
+        told = r"not finite at iteration 0\..* Build the network anew"
+        refused(told, sit, folder, net, error=FloatingPointError)
+    assert one_update(tmp_path, recipe=RECIPE).iteration == 1
+
+
 def test_a_run_says_where_it_went_on_and_of_a_way_back(tmp_path, monkeypatch):
     for sitting, machine in enumerate("ABBA"):
         here = {"device": machine, "commit": str(sitting // 2)}
@@ -244,7 +290,7 @@ def test_ctrl_c_in_a_notebook_stops_the_cells_that_follow(monkeypatch, tmp_path)
     ("at", "precision", "told"),
     [
         (4, "bf16", "is nan.*iteration 1 is kept.*lr, or set precision='fp32'"),
-        (24, "fp32", r"weights are no longer finite at iteration 24\..*'s lr\.$"),
+        (24, "fp32", r"weights are not finite at iteration 24\..*'s lr\.$"),
     ],
 )
 def test_what_is_not_finite_is_not_kept(tmp_path, refused, at, precision, told):
@@ -260,13 +306,22 @@ def test_what_is_not_finite_is_not_kept(tmp_path, refused, at, precision, told):
     assert one_update(tmp_path, recipe=recipe).iteration == 2
 
 
+def test_a_snapshot_keeps_whole_numbers_and_a_path_may_be_text(tmp_path):
+    net, table = small_net(), torch.tensor([[2049, 70_000]])
+    net.register_buffer("table", table)
+    sit(tmp_path, net, SHORT, snapshots=[2])
+    name = f"{tmp_path}/snapshots/iteration-000002.pt"
+    assert torch.equal(load_weights(name)["table"], table)
+    assert Run(str(tmp_path)).finished
+
+
 def test_a_mask_of_infinities_is_no_broken_weight(tmp_path):
     net = small_net()
     net.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
     assert sit(tmp_path, net, SHORT).finished
     state = Training(net, DATA, SHORT, "cpu")
     net.bn1.running_var[0] = math.inf
-    with pytest.raises(FloatingPointError, match="no longer finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         state.check_weights()
 
 
@@ -523,6 +578,7 @@ DAMAGES = [
 @pytest.mark.parametrize(("name", "damage", "told"), DAMAGES)
 def test_a_damaged_file_is_told_and_left_alone(tmp_path, refused, name, damage, told):
     one_update(tmp_path)
+    (tmp_path / "checkpoint.previous.pt").unlink()  # of iteration 0
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(damage(whole))
     refused(told, one_update, tmp_path, error=RuntimeError)

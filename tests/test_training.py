@@ -512,7 +512,7 @@ TOLD = "An update is recorded once, .* graphed=False."
 HERE = {"device": "cpu", "progress": False}
 
 
-@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1)])
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
 def test_a_network_that_draws_lots_is_not_recorded(recorder, draw, refused):
     def drop(block, given, output):  # stochastic depth
         return given[0] if draw() < 0.5 else output

@@ -9,6 +9,7 @@ import json
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -211,14 +212,14 @@ class Explorer(anywidget.AnyWidget):
     def _scales_proposed(self, proposal: dict) -> dict:
         return self._check_scales(proposal["value"])
 
-    def _check_scales(self, scales: Mapping[str, float]) -> Mapping[str, float]:
+    def _check_scales(self, scales: Mapping[str, float]) -> dict[str, float]:
         for name, scale in scales.items():
             self._one_of("block", name, self.blocks)
-            if not isinstance(scale, int | float) or not 0 <= scale <= 1:
+            if not isinstance(scale, Real) or not 0 <= scale <= 1:
                 raise traitlets.TraitError(
                     f"{name} is scaled by {scale}: give a number from 0 to 1."
                 )
-        return scales
+        return {name: float(scale) for name, scale in scales.items()}
 
     @traitlets.validate("pixel")
     def _check_pixel(self, proposal: dict) -> list[int]:
