@@ -50,7 +50,8 @@ class Forked:
         self.own = tempfile.NamedTemporaryFile()  # noqa: SIM115  gone with this object
         self.log = stdout.name if stdout else self.own.name
         inside = (module, arguments, self.log, dict(env or os.environ))
-        self.process = SERVER.Process(target=run, args=inside)
+        # What a failed test leaves ends with the tests.
+        self.process = SERVER.Process(target=run, args=inside, daemon=True)
         self.process.start()
         self.pid = self.process.pid
 

@@ -39,7 +39,8 @@ def test_a_data_folder_reaches_the_recipes_whole(tmp_path):
     relative = ("a/$HOME $(x)", "it's #1", 'a"b\\c')
     absolute = ("/with a space/x", "~/pictures", "~")  # the library knows what ~ is
     for given in relative + absolute:
-        environment = os.environ | {"RESNET_LIB_DATA": given}
+        # What an outer make was told would come first.
+        environment = os.environ | {"RESNET_LIB_DATA": given, "MAKEFLAGS": ""}
         found = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
         assert found == (given if given in absolute else f"{ROOT}/{given}")
 
@@ -56,7 +57,8 @@ def test_a_python_that_is_too_old_is_refused_before_it_leaves_anything(tmp_path)
     (tmp_path / "old").write_text(script)
     (tmp_path / "old").chmod(0o755)
     command = ["make", "-C", tmp_path, ".venv/ready", "PYTHON=./old"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    alone = os.environ | {"MAKEFLAGS": ""}
+    told = subprocess.run(command, env=alone, capture_output=True, text=True)
     assert told.returncode and f"needs Python {bound} or later" in told.stderr
     assert "PYTHON=" in told.stderr and not (tmp_path / ".venv").exists()
 

@@ -3,7 +3,9 @@
 import ast
 import copy
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -14,8 +16,9 @@ from tempfile import gettempdir
 import nbformat
 import pytest
 
+from resnet_lib import PAPER
 from resnet_lib.paths import data_home
-from resnet_lib.runs import load_run, read_history
+from resnet_lib.runs import load_run, longest_study, read_history, recorded_runs
 from workshop.execute import STATE, VIEW, lost_widgets, numbered
 from workshop.results import PAPER_ERRORS
 from workshop.starts import recorded
@@ -171,11 +174,44 @@ def test_05_tells_how_far_the_second_seed_is():
 
     def error(folder):
         rows = read_history(data_home() / folder / "history.csv")
-        return next(row["test_error"] for row in rows if row["iteration"] == at)
+        judged = {row["iteration"]: row["test_error"] for row in rows}
+        judged = {i: error for i, error in judged.items() if not math.isnan(error)}
+        assert folder.startswith("runs") or at == max(judged) < PAPER.iterations
+        return judged[at]
 
     second, first = error(f"unfinished/{net}-seed1"), error(f"runs/{net}")
     errors = f"is {100 * second:.2f} %, seed 0's was {100 * first:.2f} %"
     assert f"its test error {errors}" in told
+
+
+def test_one_seed_is_spoken_of_as_long_as_there_is_one():
+    study = longest_study(recorded_runs())
+    counts = Counter((run.net, run.layers) for run in study.values())
+    alone = max(counts.values()) == 1
+    said = {"01": "with one seed each", "08": "The long nets have one seed each"}
+    for number, words in said.items():
+        assert (words in text(lesson(number), "markdown")) is alone
+    readme = (data_home().parent / "README.md").read_text("utf-8")
+    assert ("Each net has one seed" in readme) is alone
+
+
+def test_08_has_the_errors_of_the_study():
+    study = longest_study(recorded_runs())
+    table = "".join(
+        output.data["text/markdown"]
+        for cell in cells(lesson("08"))
+        for output in shown(cell, "text/markdown")
+    )
+    for part, net in (("train", "plain"), ("train", "residual"), ("test", "residual")):
+        ends = [
+            mean(
+                100 * run.final[f"{part}_error"]
+                for run in study.values()
+                if (run.net, run.layers) == (net, layers)
+            )
+            for layers in (20, 56)
+        ]
+        assert "{:.2f} → {:.2f} %".format(*ends) in table, "execute notebook 08"
 
 
 # --- committed outputs ----------------------------------------------------------------

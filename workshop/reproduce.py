@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"{given.plan} has no run {unknown[0]}: {', '.join(plan)}."
             )
-        chosen = [plan[name] for name in given.only or plan]
+        chosen = [plan[name] for name in dict.fromkeys(given.only or plan)]
         state = describe(chosen, places)  # refused, if at all, before a download
         if given.status:
             print(state)

@@ -5,6 +5,7 @@ The tables from the runs in data, and the figure from notebook 05: execute that 
 
 import base64
 import dataclasses
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -90,7 +91,8 @@ def comparison(runs: Mapping[str, Run]) -> str:
     found = beside_the_paper(runs)
     full = found[found["iterations"] == PAPER.iterations].set_index("network")
     rows = []
-    for network in ["resnet18", "plain18", *PAPER_PLAIN, *PAPER_ERRORS]:
+    known = ["resnet18", "plain18", *PAPER_PLAIN, *PAPER_ERRORS]
+    for network in dict.fromkeys([*known, *full.index]):
         paper = PAPER_ERRORS.get(network, PAPER_PLAIN.get(network, math.nan))
         about, form = "", "{:.2f}"
         if network in PAPER_PLAIN:  # read off a figure
@@ -146,7 +148,7 @@ def _machines(run: Run) -> str:
     for changed in run.environment.get("resumed", []):
         sittings.append(sittings[-1] | changed)
     places = [f"{sitting['device']}, {sitting['computation']}" for sitting in sittings]
-    return "; then ".join(dict.fromkeys(places))
+    return "; then ".join(place for place, _ in itertools.groupby(places))
 
 
 def _number(value: float, form: str = "{:.2f}", missing: str = "–") -> str:

@@ -225,8 +225,9 @@ def _look_at_branch(name: str, block: BasicBlock) -> None:
         )
     block.zero_grad()
     (block(x) * torch.randn_like(added)).sum().backward()
-    # The last bias moves in any case, and only adds a constant.
-    branch = [p.grad for n, p in block.named_parameters() if n != "bn2.bias"]
+    # The last bias moves in any case, and only adds a constant; so do projections.
+    names = [f"{part}.weight" for part in ("conv1", "bn1", "conv2", "bn2")]
+    branch = [block.get_parameter(name).grad for name in names]
     if not any(gradient is not None and gradient.any() for gradient in branch):
         raise Hint(
             f"the branch of {name} is silent for ever: its last γ has no gradient, so "

@@ -116,11 +116,6 @@ def check_scaled_recipe(scale: Callable[[Recipe, int], Recipe]) -> str:
     for field in dataclasses.fields(Recipe):
         if getattr(same, field.name) != getattr(recipe, field.name):
             raise Hint(f"`{field.name}` has changed as well: the rule leaves it alone.")
-    if isinstance(found.iterations, float):
-        raise Hint(
-            f"there are {found.iterations} updates, and nobody counts to a fraction: "
-            "divide with `//`."
-        )
     other = Recipe(iterations=900, milestones=(450, 600), lr=0.05, batch_size=32)
     right = dataclasses.replace(other.scaled(300), batch_size=96, lr=0.05 * 3)
     found = scale(other, 3)

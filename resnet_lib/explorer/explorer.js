@@ -190,7 +190,9 @@ function strengths(tensor) {
 }
 
 const norm = (tensor) => Math.sqrt(tensor.data.reduce((sum, v) => sum + v * v, 0));
-const largest = (tensor) => tensor.data.reduce((top, v) => Math.max(top, Math.abs(v)), 0);
+/** The largest absolute value; what is no number does not count. */
+const largest = ({ data }) =>
+  data.reduce((top, v) => (Math.abs(v) > top ? Math.abs(v) : top), 0);
 
 function at(tensor, channel, row, column) {
   const [channels, height, width] = tensor.shape;
@@ -282,7 +284,9 @@ export async function readPicture(file) {
     const why = "it is damaged or too large";
     throw new Error(`${file.name} cannot be shown: ${why}. Choose another file.`);
   }
-  return shrink(bitmap);
+  const pixels = shrink(bitmap);
+  bitmap.close?.(); // a large picture's memory, now and not some day
+  return pixels;
 }
 
 /** The middle square of a bitmap or canvas, 32 × 32; what is transparent becomes white. */
@@ -383,10 +387,12 @@ class View {
     this.veil = h("div.rx-veil", { role: "alert", hidden: true });
     this.body = h("div.rx-body");
     this.say = h("div.rx-say", { role: "status", "aria-live": "polite" });
-    this.root.replaceChildren(this.body, this.say, this.veil);
+    this.spoken = h("div.rx-spoken", { role: "status" }); // for who cannot see the maps
+    this.root.replaceChildren(this.body, this.say, this.spoken, this.veil);
     this.showSaved(); // until somebody answers
     this.backend.silent = (words) => this.cover(words);
     const { about, thumbnails } = await this.backend.about();
+    if (this.gone) return;
     this.about = about;
     this.thumbnails = thumbnails;
     this.build();
@@ -413,7 +419,9 @@ class View {
     const saved = this.state.get("saved");
     if (!saved?.byteLength) return;
     const address = URL.createObjectURL(new Blob([saved], { type: "image/png" }));
-    this.body.append(h("img.rx-saved", { src: address, alt: this.state.get("words") }));
+    const onload = () => URL.revokeObjectURL(address);
+    const alt = this.state.get("words");
+    this.body.append(h("img.rx-saved", { src: address, alt, onload }));
   }
 
   // - what is shown -
@@ -506,8 +514,8 @@ class View {
     }
     const keys = Object.fromEntries(nets.map((net) => [net.title, net.key]));
     this.have = { scales: question.scales, keys };
-    this.draw("all");
     this.root.dataset.looks = Number(this.root.dataset.looks ?? 0) + 1;
+    this.draw("all"); // the tiles go by the number of the look
     this.judge(question);
   }
 
@@ -603,7 +611,7 @@ class View {
     const input = h("input", {
       type: "file",
       accept: "image/*",
-      "aria-label": "a picture of your own",
+      "aria-label": "open a picture of your own",
       onchange: () => {
         const [file] = input.files;
         input.value = ""; // so that the same one can be chosen again
@@ -723,7 +731,7 @@ class View {
     }
     const head = h("span.rx-pool", {}, "mean, linear");
     cells.push(h("div.rx-cell.rx-head", {}, wire(false), head));
-    const verdict = h("span.rx-verdict");
+    const verdict = h("span.rx-verdict", { role: "status" });
     const root = h(
       "section.rx-net",
       { "aria-label": `map of the network ${net.title}` },
@@ -750,7 +758,7 @@ class View {
       min: 0,
       max: 1,
       step: 0.05,
-      "aria-label": "factor on the branch F(x)",
+      "aria-label": "F(x) ×, the factor on the branch",
       oninput: () => this.scale(Number(this.slider.value)),
     });
     this.sliderValue = h("output");
@@ -761,6 +769,7 @@ class View {
     );
     this.panels = Object.fromEntries(STEPS.map((step) => [step, this.buildPanel(step)]));
     this.colourBar = h("div.rx-bar", { "aria-hidden": "true" });
+    this.tilesTitle = h("summary");
     this.tiles = h("div.rx-tiles", { role: "group", "aria-label": "channels, strongest first" });
     this.sliderRow = h(
       "div.rx-slider",
@@ -779,7 +788,7 @@ class View {
       h(
         "details",
         { open: true },
-        h("summary", {}, "all channels of F(x), strongest first"),
+        this.tilesTitle,
         this.tiles,
       ),
     );
@@ -789,8 +798,8 @@ class View {
     const scales = { ...this.state.get("scales") };
     if (value === 1) delete scales[this.block.name];
     else scales[this.block.name] = value;
-    this.sliderValue.textContent = value.toFixed(2);
     this.set({ scales });
+    this.drawSlider();
   }
 
   /** One of the four maps: a canvas, a crosshair, its value, and a histogram. */
@@ -801,7 +810,7 @@ class View {
       "aria-roledescription": "feature map",
     });
     const cross = h("div.rx-cross", { hidden: true });
-    const value = h("output.rx-value");
+    const value = h("div.rx-value");
     const title = h("figcaption");
     const place = (event) => {
       const box = canvas.getBoundingClientRect();
@@ -831,13 +840,17 @@ class View {
     const net = this.about.nets.find((one) => one.kept.length);
     if (!net) return null;
     const plot = svg("svg", { class: "rx-curves", role: "img" });
+    const step = Math.max(1, Math.round(net.iterations / 640));
     const slider = h("input", {
       type: "range",
       min: 0,
-      max: net.iterations,
-      step: Math.max(1, Math.round(net.iterations / 640)),
+      max: step * Math.ceil(net.iterations / step), // its values are multiples of a step
+      step,
       "aria-label": "iteration",
-      oninput: () => this.set({ iteration: Number(slider.value) }),
+      oninput: () => {
+        this.set({ iteration: Math.min(net.iterations, Number(slider.value)) });
+        this.drawTimeSlider();
+      },
     });
     const play = h("button.rx-button", { type: "button", onclick: () => this.play(net) }, "play");
     const words = h("p.rx-words");
@@ -893,9 +906,15 @@ class View {
     if (event.key === "Escape") return this.pin([]);
     if (!move) return;
     event.preventDefault();
+    this.hover = null; // the pointer may still rest on a map
     const [, height, width] = this.steps.out.shape;
     const [row, column] = this.pixel ?? [height >> 1, width >> 1];
-    this.pin([clamp(row + move[0], 0, height - 1), clamp(column + move[1], 0, width - 1)]);
+    const to = [clamp(row + move[0], 0, height - 1), clamp(column + move[1], 0, width - 1)];
+    this.pin(to);
+    const values = Object.values(this.panels)
+      .filter((panel) => !panel.root.hidden)
+      .map((panel) => `${panel.title.textContent} ${panel.value.textContent}`);
+    this.spoken.textContent = `pixel (${to.join(", ")}): ${values.join(", ")}`;
   }
 
   // - drawing -
@@ -1010,7 +1029,8 @@ class View {
     const paths = net.blocks[0].residual
       ? `2${superscript(left)} = ${thousands(2 ** left)} path${left ? "s" : ""}`
       : left < blocks ? `${left} of ${blocks} blocks` : "1 path";
-    const when = shown >= 0 && net.kept.length ? `, iteration ${thousands(shown)}` : "";
+    const dated = shown !== null && shown >= 0 && net.kept.length;
+    const when = dated ? `, iteration ${thousands(shown)}` : "";
     const answer = Number.isNaN(probabilities[guess])
       ? "no answer: its numbers are no longer finite"
       : `${this.about.classes[guess]} ${percent(probabilities[guess])}`;
@@ -1027,7 +1047,7 @@ class View {
         const limit = largest(channelOf(out, channel)) || 1;
         paint(node.canvas, out, channel, limit, this.colours);
         const scale = scales[name] ?? 1;
-        const state = scale === 1 ? "" : scale === 0 ? ", off" : `, F(x) times ${scale}`;
+        const state = scale === 1 ? "" : scale === 0 ? ", off" : `, F(x) times ${number(scale, 2)}`;
         node.button.setAttribute("aria-label", `${node.label}, ${net.title}${state}`);
         node.toggle?.setAttribute("aria-checked", String(scale !== 0));
         node.cell?.style.setProperty("--rx-scale", Math.max(0.15, scale));
@@ -1054,16 +1074,14 @@ class View {
       `channel ${channel}`;
     this.blockWords.textContent = this.aboutBlock(block, steps, scale);
     this.sliderRow.hidden = Boolean(block.stem);
-    if (document.activeElement !== this.slider) this.slider.value = scale;
-    this.slider.setAttribute("aria-valuetext", `F(x) times ${scale}`);
-    this.sliderValue.textContent = scale.toFixed(2);
-    this.wholeButton.disabled = !Object.keys(this.lesion).length;
+    this.drawSlider();
     const shown = block.stem ? ["f", "out"] : block.residual ? STEPS : ["x", "f", "out"];
     const sizes = shown.map((step) => largest(channelOf(steps[step], channel)));
     const limit = Math.max(...sizes) || 1;
     const colour = block.stem ? COLOURS.neutral : this.colourOf(net);
     const times = scale === 1 ? "" : `${scale.toFixed(2)}·`;
     const f = block.stem ? "BN" : "F(x)"; // the stem has no branch
+    this.tilesTitle.textContent = `all channels of ${f}, strongest first`;
     const out = block.residual || scale === 1 ? "after ReLU" : "output"; // a mixture
     const titles = { x: "x", f, sum: `${times}F(x) + x`, out };
     for (const step of STEPS) {
@@ -1080,6 +1098,16 @@ class View {
     }
     this.drawBar(limit);
     this.drawTiles(channel);
+  }
+
+  /** Where it was put: the answer to that may still be on its way. */
+  drawSlider() {
+    const scales = this.state.get("scales");
+    const scale = scales[this.block.name] ?? 1;
+    this.slider.value = scale;
+    this.slider.setAttribute("aria-valuetext", `F(x) times ${number(scale, 2)}`);
+    this.sliderValue.textContent = scale.toFixed(2);
+    this.wholeButton.disabled = !Object.keys(scales).length;
   }
 
   aboutBlock({ stem, residual, identity }, { x, f }, scale) {
@@ -1107,8 +1135,9 @@ class View {
   drawHistogram(element, tensor, title, colour) {
     const limit = largest(tensor) || 1;
     const bins = new Array(41).fill(0);
-    for (const value of tensor.data) bins[Math.round(20 + (20 * value) / limit)]++;
-    const top = Math.log1p((100 * Math.max(...bins)) / tensor.data.length);
+    for (const value of tensor.data)
+      if (Number.isFinite(value / limit)) bins[Math.round(20 + (20 * value) / limit)]++;
+    const top = Math.log1p((100 * Math.max(...bins)) / tensor.data.length) || 1;
     const bars = bins.map((count, i) => {
       const height = (29 * Math.log1p((100 * count) / tensor.data.length)) / top;
       const x = (100 * i) / 41;
@@ -1162,9 +1191,10 @@ class View {
   /** Crosshair, values and receptive field: of the pointer, or of the pinned pixel. */
   drawPixel() {
     if (!this.steps) return;
-    const pixel = this.hover ?? this.pixel;
     const { steps, channel } = this;
     const [, height, width] = steps.out.shape;
+    let pixel = this.hover ?? this.pixel; // the pointer may rest where a map was larger
+    if (pixel) pixel = [clamp(pixel[0], 0, height - 1), clamp(pixel[1], 0, width - 1)];
     for (const step of STEPS) {
       const { cross, value } = this.panels[step];
       const tensor = steps[step];
@@ -1186,8 +1216,7 @@ class View {
     }
     this.field.hidden = !pixel;
     if (!pixel) return;
-    const clipped = [clamp(pixel[0], 0, height - 1), clamp(pixel[1], 0, width - 1)];
-    const [top, bottom, left, right] = this.seen(this.hover ? this.over : "out", clipped);
+    const [top, bottom, left, right] = this.seen(this.hover ? this.over : "out", pixel);
     const part = (places) => `${(100 * places) / SIZE}%`;
     Object.assign(this.field.style, {
       left: part(left),
@@ -1219,6 +1248,10 @@ class View {
       return this.tell(error.message);
     }
     if (this.gone || place() !== here) return; // another one is being drawn
+    if (kernel.key !== this.have.keys[this.net.title]) {
+      setTimeout(() => this.refresh(), 500); // trained since the maps were drawn
+      return;
+    }
     const found = workOut(kernel, ...pixel);
     const order = [...found.channels].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum));
     const rest = order.slice(3).reduce((sum, one) => sum + one.sum, 0);
@@ -1267,18 +1300,18 @@ class View {
       `Pixel (${row}, ${column}), channel ${channel}. ` +
         `The output there sees ${bottom - top + 1} × ${right - left + 1} pixels of the picture.`,
       `All windows: ${number(total)}. BN: ${number(scale)} × ${number(total)} ` +
-        `${plus(shift)} = ${number(value)} = F(x).`,
+        `${plus(shift)} = ${number(value)}${block.stem ? "" : " = F(x)"}.`,
     ];
     const factor = lesion[block.name] ?? 1;
     if (!block.residual && factor !== 1) {
       const rest = number(1 - factor, 2);
       lines.push(
-        `The mixture: ${factor} × relu(${number(f)}) + ${rest} × ${number(x)} = ${number(out)}.`,
+        `The mixture: ${number(factor, 2)} × relu(${number(f)}) + ${rest} × ${number(x)} = ${number(out)}.`,
       );
       return lines;
     }
     if (block.residual) {
-      const branch = factor === 1 ? number(f) : `${factor} × ${number(f)}`;
+      const branch = factor === 1 ? number(f) : `${number(factor, 2)} × ${number(f)}`;
       lines.push(`The addition: ${branch} ${plus(x)} = ${number(sum)}.`);
     }
     const clipped = sum < 0 && out === 0;
@@ -1299,12 +1332,18 @@ class View {
     return h("span.rx-grid", { role: "img", "aria-label": words }, ...cells);
   }
 
+  /** Where it was put: the answer to that may still be on its way. */
+  drawTimeSlider() {
+    const { slider } = this.time;
+    slider.value = this.state.get("iteration");
+    slider.setAttribute("aria-valuetext", `iteration ${this.state.get("iteration")}`);
+  }
+
   drawTime() {
     if (!this.time) return;
-    const { net, plot, slider, words } = this.time;
+    const { net, plot, words } = this.time;
     const { iteration } = this.asked;
-    if (document.activeElement !== slider) slider.value = iteration;
-    slider.setAttribute("aria-valuetext", `iteration ${iteration}`);
+    this.drawTimeSlider();
     const right = this.root.classList.contains("rx-narrow") ? 330 : 630;
     plot.setAttribute("viewBox", `0 0 ${right + 10} 130`);
     const x = (i) => 40 + ((right - 40) * i) / net.iterations;
@@ -1478,9 +1517,9 @@ export function kernelBackend(model, line) {
       };
     },
     async kernel(question) {
-      const { scale, shift, shape, buffers } = await line.ask("kernel", question);
+      const { key, scale, shift, shape, buffers } = await line.ask("kernel", question);
       const [weights, data] = buffers.map((buffer) => new Float32Array(buffer));
-      return { scale, shift, weights, maps: { data, shape } };
+      return { key, scale, shift, weights, maps: { data, shape } };
     },
     judge: (question) => line.ask("judge", question),
     own: (pixels) => line.ask("own", {}, { buffers: [pixels.buffer] }),
@@ -1558,7 +1597,7 @@ class Line {
     if (question.kind !== "judge") this.questions.delete(key);
     if (content.error) return question.reject(new Error(content.error));
     // Copies: the kernel's views need not begin at a multiple of four bytes.
-    const copies = buffers.map((view) =>
+    const copies = (buffers ?? []).map((view) =>
       view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength),
     );
     question.resolve({ ...content, buffers: copies });

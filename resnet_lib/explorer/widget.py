@@ -78,15 +78,12 @@ def kept_by(run: Run) -> list[int]:
 
 
 def curves_of(run: Run) -> dict[str, list]:
-    """Error in percent by iteration, as (iteration, error) pairs, and the rate."""
+    """Error in percent by iteration, as (iteration, error) pairs."""
     curves = {}
     for column in ("train_error", "test_error"):
         rows = run.history[["iteration", column]].dropna()
         values = (100 * rows[column]).round(2)
         curves[column] = list(zip(rows["iteration"].tolist(), values, strict=True))
-    rates = run.history[["iteration", "lr"]].dropna()
-    change = rates[rates["lr"].diff() != 0]
-    curves["lr"] = list(zip(change["iteration"].tolist(), change["lr"], strict=True))
     return curves
 
 
@@ -510,6 +507,7 @@ class Explorer(anywidget.AnyWidget):
         parts = self._inside(title, asked).parts
         h = parts["input" if block == "stem" else f"{block}.h"][0]
         body = {"scale": kernel.scale, "shift": kernel.shift, "shape": list(h.shape)}
+        body["key"] = self.last[title][0]  # of which weights it tells
         return body, [kernel.weights.numpy().tobytes(), h.float().numpy().tobytes()]
 
     def _judge(self, content: dict, buffers: list) -> tuple[dict, list]:

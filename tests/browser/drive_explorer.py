@@ -305,6 +305,58 @@ def test_a_weakened_plain_block_says_what_it_computes(page):
     rx.get_by_label("layer2.1, residual").first.click()
 
 
+def test_the_channels_follow_the_picture_and_keep_the_focus(page):
+    rx = first(page)
+    rx.locator(".rx-tile").nth(1).click()
+    answered(page, lambda: rx.locator(".rx-thumb").nth(2).click())
+    means = page.evaluate(
+        """() => {
+            const { shape, data } = document.querySelector(".rx").view.steps.f;
+            const area = shape[1] * shape[2];
+            const mean = (_, channel) => data
+                .subarray(channel * area, (channel + 1) * area)
+                .reduce((sum, value) => sum + Math.abs(value) / area, 0);
+            return Array.from({ length: shape[0] }, mean);
+        }"""
+    )
+    tiles = rx.locator(".rx-tile").all()
+    shown = [float(tile.get_attribute("aria-label").split()[-1]) for tile in tiles]
+    assert np.abs(np.array(shown) - sorted(means, reverse=True)).max() < 0.006
+    rx.locator(".rx-tile[tabindex='0']").focus()
+    page.keyboard.press("Enter")
+    assert "rx-tile" in page.evaluate("document.activeElement.className")
+    answered(page, lambda: rx.evaluate("root => root.view.set({ picture: 0 })"))
+
+
+def test_arrow_keys_move_the_crosshair_under_a_resting_pointer(page):
+    rx = first(page)
+    canvas = rx.locator("figure[data-step=f] canvas")
+    canvas.click(position={"x": 70, "y": 60})  # and there the pointer stays
+    cross = rx.locator("figure[data-step=f] .rx-cross")
+    places = []
+    for key in (None, "ArrowRight", "ArrowDown"):
+        if key:
+            page.keyboard.press(key)
+        places.append(cross.evaluate("e => [e.style.left, e.style.top]"))
+    (left, top), (right, same), (also, below) = places
+    assert left != right == also and top == same != below
+    spoken = rx.locator(".rx-spoken").inner_text()
+    row, column = page.evaluate("document.querySelector('.rx').view.pixel")
+    assert spoken.startswith(f"pixel ({row}, {column}): x ")
+
+
+def test_a_network_without_an_iteration_has_an_answer(page):
+    """A run may have kept nothing as early as that: then Python says None."""
+    said = page.evaluate(
+        """() => {
+            const { view } = document.querySelector(".rx");
+            const net = { ...view.net, kept: [500], iterations: 2000 };
+            return view.verdict(net, {}, Array(10).fill(0.1), null);
+        }"""
+    )
+    assert "path" in said and "iteration" not in said
+
+
 def test_jupyters_own_keys_still_work(page):
     """Ctrl + S saves the notebook and not the page; Shift + Enter runs the cell."""
     rx = first(page)

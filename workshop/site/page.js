@@ -1,14 +1,14 @@
 // The explorer in a page without a kernel: the same view, fed by onnxruntime-web from
 // files that lie beside this one. See `explorer.js` for what a backend has to answer.
-import { mount, OWN } from "./explorer.js";
+import { mount } from "./explorer.js";
 
 const PIXELS = 3 * 32 * 32;
 const BATCH = 20; // pictures judged in one go
 const near = (name) => new URL(name, import.meta.url);
 
 async function read(name) {
-  const answer = await fetch(near(name));
-  if (!answer.ok) throw new Error(`${name} could not be read. Reload the page.`);
+  const answer = await fetch(near(name)).catch(() => null); // offline, say
+  if (!answer?.ok) throw new Error(`${name} could not be read. Reload the page.`);
   return answer;
 }
 
@@ -209,8 +209,7 @@ export async function pageBackend(name) {
       return { right, of: count };
     },
     async own(pixels) {
-      own = pixels;
-      if (state.get("picture") === OWN) state.set({ picture: OWN });
+      own = pixels; // the view then sets `picture`
     },
   };
 }
