@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resnet_lib.distributed import Ranks
 from resnet_lib.identity import data_digest, describe, network_digest
-from resnet_lib.paths import has_locks
+from resnet_lib.paths import has_locks, rename
 from resnet_lib.runs import (
     Run,
     describe_environment,
@@ -25,7 +25,6 @@ from resnet_lib.runs import (
     read_about,
     read_history,
     read_json,
-    rename,
     write_atomically,
     write_json,
 )

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from resnet_lib.paths import data_root, has_locks
+from resnet_lib.paths import data_root, has_locks, rename
 from resnet_lib.progress import progress_bar
 
 __all__ = ["CIFAR10", "CIFAR100", "SOURCES", "download", "find", "title_of"]
@@ -109,7 +109,7 @@ def _download(source: Source, url: str | None, root: Path) -> Path:
             packed = tar.extractfile(f"{source.base_folder}/{name}")
             with packed, open(unpacked / name, "wb") as target:
                 shutil.copyfileobj(packed, target)
-    unpacked.rename(root / source.base_folder)
+    rename(unpacked, root / source.base_folder)
     archive.unlink()
     return find(source, root)
 

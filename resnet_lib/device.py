@@ -6,7 +6,9 @@ import ctypes
 import os
 import platform
 import random
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,33 +130,47 @@ def device_profile(precision: str = "auto", device: str | None = None) -> Device
     Apple's MPS: fp32, default format. `precision` "bf16", "tf32" or "fp32" overrules,
     as does `device`.
 
-    Raises ValueError for another precision and for a device that is not there.
+    Raises ValueError for another precision and for a device that is not there; a GPU
+    that is there and cannot compute is passed over with a warning.
     """
     one_of("precision", precision, PRECISIONS)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.backends.mps.is_available():
-            device = "mps"
+    target = _best_device() if device is None else _usable(device)
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(target) else "fp32"
+    layout = torch.contiguous_format if target.type == "mps" else torch.channels_last
+    return DeviceProfile(target, precision, layout)
+
+
+def _usable(device: str) -> torch.device:
+    """The device, if it can add 1: an old GPU takes a tensor and then has no kernel."""
     try:
         target = torch.device(device)
-        torch.empty(1, device=target)
+        (torch.zeros(1, device=target) + 1).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"Device {device!r} is not usable here ({error}). "
             "Use 'cpu', or leave it out."
         ) from error
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(target.type) else "fp32"
-    layout = torch.contiguous_format if target.type == "mps" else torch.channels_last
-    return DeviceProfile(target, precision, layout)
+    return target
 
 
-def _has_bf16(device: str) -> bool:
+def _best_device() -> torch.device:
+    for name, kind in (("mps", torch.backends.mps), ("cuda", torch.cuda)):
+        if kind.is_available():
+            try:
+                return _usable(name)
+            except ValueError as error:
+                warnings.warn(f"{error} Going on with the CPU.", stacklevel=3)
+    return torch.device("cpu")
+
+
+def _has_bf16(target: torch.device) -> bool:
     """Whether bf16 is faster there; on a GPU before Ampere, as a T4, it is not."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if target.type == "cuda":
+        with torch.cuda.device(target):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return device == "cpu" and amx()
+    return target.type == "cpu" and amx()
 
 
 # --- the process ----------------------------------------------------------------------
@@ -174,7 +190,7 @@ def keeping_freed_memory() -> Iterator[None]:
     page back and forth costs several percent of the time. Afterwards glibc has the
     values that it would have grown to. Other C libraries are left alone.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
@@ -297,8 +313,13 @@ class GraphedStep:
             self.before_recording()
             try:
                 self.replay = record_cuda_graph(self._step_given, given.device)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
-                raise RuntimeError(f"{NOT_RECORDED} ({error})") from error
+                raise RuntimeError(
+                    f"{NOT_RECORDED} Restart the kernel first: CUDA may not recover "
+                    f"from a recording that failed. ({error})"
+                ) from error
         self.given.copy_(given)
         self.replay()
 

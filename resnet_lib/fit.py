@@ -135,6 +135,7 @@ def fit(
             "wide. Take a batch_size of 2 or more, or larger images."
         ) from None
     finally:
+        state.forget_graphs()
         if folder:
             folder.release()
     result = Fit(status, state.iteration, state.rows)
@@ -262,8 +263,8 @@ def expected_minutes(
 ) -> float:
     """How long `fit` will take from its start, at the present speed of this machine.
 
-    Times the real step on a copy, after three that warm up: ten updates, or as many as
-    fit into three seconds with the warm-up, one at least.
+    Times the real step on a copy, after three that warm up: ten updates, or on a CPU as
+    many as fit into three seconds with the warm-up, one at least.
     """
     check_training(model, data, recipe)
     full = dataclasses.replace(recipe, small_until=(), small_size=())
@@ -272,7 +273,9 @@ def expected_minutes(
     with keeping_random_states(where):
         trial = Training(copy.deepcopy(model), data, full, device, graphed=graphed)
         with computing(trial, [], say=False):
-            update = _seconds_per_step(trial, begun + 3)
+            until = begun + 3 if where.type == "cpu" else math.inf
+            update = _seconds_per_step(trial, until)
+        trial.forget_graphs()
     judged = sum(len(images) for images in trial.eval_sets.values())
     looks = math.ceil(recipe.iterations / recipe.eval_every)
     # A look at an image is a forward pass, a third of an update's work.

@@ -1,6 +1,8 @@
 """Where the project's folders lie, and what their drives can do."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
 
 try:
@@ -8,7 +10,7 @@ try:
 except ImportError:  # Windows has locks of its own
     fcntl = None
 
-__all__ = ["data_home", "data_root", "expanded", "has_locks"]
+__all__ = ["data_home", "data_root", "expanded", "has_locks", "rename"]
 
 
 def data_home() -> Path:
@@ -69,3 +71,14 @@ def has_locks(path: Path) -> bool:
         except OSError as error:
             return isinstance(error, BlockingIOError)  # another process holds it
     return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Over what is there. On Windows whoever reads the target refuses it for a moment:
+    a virus scanner, a synchronised folder."""
+    for _ in range(10):
+        with contextlib.suppress(PermissionError):
+            source.replace(target)
+            return
+        time.sleep(0.05)
+    source.replace(target)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 import zipfile
 from collections import defaultdict
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from resnet_lib.inputs import check_stages
-from resnet_lib.paths import data_home, expanded
+from resnet_lib.paths import data_home, expanded, rename
 from resnet_lib.recipe import Recipe
 from resnet_lib.resnet import ResNet, get_model
 from resnet_lib.training import COLUMNS, PARTS
@@ -73,17 +74,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     rename(part, path)
 
 
-def rename(source: Path, target: Path) -> None:
-    """Over what is there. On Windows whoever reads the target refuses it for a moment:
-    a virus scanner, a synchronised folder."""
-    for _ in range(10):
-        with contextlib.suppress(PermissionError):
-            source.replace(target)
-            return
-        time.sleep(0.05)
-    source.replace(target)
-
-
 def write_json(path: Path, value: dict) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
@@ -121,6 +111,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line for line in lines if line.startswith("model name"))
         return name.split(":")[1].strip()
+    if sys.platform == "darwin":  # whose `processor` is "arm", of whatever chip
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.check_output(command, text=True).strip()
     return platform.processor() or platform.machine()
 
 

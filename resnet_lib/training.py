@@ -169,10 +169,11 @@ class Training:
         self.profile = device_profile(recipe.precision, device).suiting(model)
         where = self.profile.device
         train, validation = data.split(recipe.validation)
-        train = train.to(where)
+        # Counted where the images lie: Apple's GPUs are slow at it.
         self.normalisation = Normalisation.of(
             train.images, recipe.per_pixel_mean, recipe.black_border
-        )
+        ).to(where)
+        train = train.to(where)
         self.batches = Batches(
             train, recipe.batch_size, self.normalisation, recipe.seed, shard
         )
@@ -276,6 +277,12 @@ class Training:
             self.graphs[size] = GraphedStep(step, self._changing, self.model.zero_grad)
         return self.graphs[size]
 
+    def forget_graphs(self) -> None:
+        """Give a GPU its memory back: a graph keeps the training it was recorded of."""
+        if self.graphs:
+            self.graphs.clear()
+            self.model.zero_grad()  # the gradients lie in a graph's memory
+
     def _changing(self) -> list[Tensor]:
         """Every tensor that an update changes."""
         net = [*self.model.parameters(), *self.model.buffers()]
@@ -356,7 +363,7 @@ class Training:
         loss_sum, wrong, self.steps = state["window"]
         self.loss_sum.copy_(loss_sum)
         self.wrong.copy_(wrong)
-        self.graphs.clear()
+        self.forget_graphs()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ what it cannot show, that a step never waits for the device and never moves a te
 is shown on the CPU.
 """
 
+import contextlib
 import copy
 import enum
 import itertools
@@ -556,7 +557,8 @@ def test_auto_is_bf16_only_where_it_is_native(monkeypatch, native, precision):
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(devices, "_usable", torch.device)
     profile = devices.device_profile(device="cuda")
     assert str(profile) == f"cuda, {precision}, channels_last"
     # With AVX512-BF16 alone it may be slower than fp32.
@@ -564,6 +566,15 @@ def test_auto_is_bf16_only_where_it_is_native(monkeypatch, native, precision):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda yes=there: yes)
     profile = devices.device_profile(device="cpu")
     assert str(profile) == f"cpu, {precision}, channels_last"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this one can compute")
+def test_a_gpu_that_cannot_compute_is_passed_over(monkeypatch, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = "Device 'cuda' is not usable here"
+    with pytest.warns(UserWarning, match=f"{told} .* Going on with the CPU."):
+        assert devices.device_profile().device.type == "cpu"
+    refused(told, devices.device_profile, device="cuda")
 
 
 def test_fp32_on_a_gpu_is_no_tf32():

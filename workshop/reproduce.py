@@ -18,7 +18,7 @@ import torch
 
 from resnet_lib.device import cores
 from resnet_lib.fit import stop_requests
-from resnet_lib.paths import data_home, expanded, has_locks
+from resnet_lib.paths import data_home, expanded, has_locks, rename
 from resnet_lib.progress import progress_bar
 from resnet_lib.runs import Run, halved, load_weights
 from resnet_lib.train import (
@@ -115,7 +115,7 @@ def publish(planned: Planned, folder: Path, target: Path) -> None:
         torch.save(halved(load_weights(folder / "weights.pt")), part / "weights.pt")
     if planned.snapshots:
         shutil.copytree(folder / "snapshots", part / "snapshots")
-    part.rename(target)
+    rename(part, target)
     with contextlib.suppress(OSError):  # another call may be at work in it
         part.parent.rmdir()
 
