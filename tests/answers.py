@@ -210,6 +210,10 @@ check_deepened = {
         0, "0.branch.0.running_var"
     )(deepened(*g)),
     "are frozen": lambda *given: deepened(*given).requires_grad_(False),
+    "in training mode": [
+        but(deepened, nn.Module.eval),
+        lambda *given: deepened(*given).eval(),
+    ],
     "detach or no_grad": grown(lambda w: quiet(w, wrap=Detached)),
     "branch is not zero at the start": [
         grown(layer),
@@ -651,6 +655,9 @@ check_training = {
         "", lambda *given, **more: SGD(*given, **more, nesterov=True)
     ),
     "a list of four is wanted": lambda *given: training(*given)[:-1],
+    "a stream may be endless": lambda net, batches, rates: training(
+        net, iter([*batches]), rates
+    ),
 }
 
 check_curves = {
@@ -714,6 +721,9 @@ check_transparent = {
     "evaluation mode": but(transparent, nn.Module.train),
     "running statistics": [times(0, "running_mean"), times(2, "running_var")],
     "write into the layer": always(None),
+    "are one tensor": but(
+        transparent, lambda bn: setattr(bn.bias, "data", bn.running_mean)
+    ),
     "leave ε": but(transparent, lambda bn: setattr(bn, "eps", 0.0)),
     "γ is still 1": partial(transparent, gamma=lambda v, e: torch.ones(3)),
     "with its ε": partial(transparent, gamma=lambda v, e: v.sqrt()),

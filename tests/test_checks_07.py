@@ -105,10 +105,50 @@ def test_examine_finds_nothing_in_sound_nets(digits):
     theirs = [models.resnet18, models.mobilenet_v2, models.squeezenet1_0]
     theirs = [build(num_classes=10) for build in theirs]
     certain = nn.Sequential(*pooled, nn.LogSoftmax(1))  # harmless before either loss
-    for net in (pooled, certain, get_model("resnet18"), get_model("plain20"), *theirs):
+    silent = get_model("resnet20")
+    for block in silent.modules():
+        if hasattr(block, "bn2"):
+            nn.init.zeros_(block.bn2.weight)
+    strided = (nn.Conv2d(8, 16, 3, stride=2, padding=1), *last)
+    strided = nn.Sequential(first, nn.ReLU(), *strided)
+    named = models.resnet50(num_classes=10)
+    named.name = "resnet50"
+    theirs += [nn.Sequential(nn.Upsample(64), models.resnet18(num_classes=10)), named]
+    ours = [get_model("resnet18"), get_model("plain20"), silent]
+    for net in (pooled, certain, strided, *ours, *theirs):
         found = checks.examine(net, batch(600))
         assert not found.odd, type(net)
         assert not [line for line in found.unknown if "stopped" in line], type(net)
+
+
+def test_examine_takes_rare_classes_and_small_rates(digits):
+    x, y = healthy(digits).batch(600)
+    rare = torch.cat([torch.where(y == 0)[0][:45], torch.where(y == 1)[0]])
+    rare = torch.cat([rare, torch.where(y == 1)[0].repeat(8)])[:600]
+    adam = [3e-4 * (1 - i / 240) for i in range(240)]
+    found = checks.examine(get_model("resnet8"), (x[rare], y[rare]), rates=adam)
+    assert not found.odd and "usual for Adam" in str(found)
+
+
+@pytest.mark.parametrize("build", [models.mobilenet_v2, models.resnet18])
+def test_examine_names_a_missing_eval_in_other_nets(build, digits):
+    net = build(num_classes=10).train()
+    with torch.no_grad():
+        found = checks.examine(net, healthy(digits).batch(600), judge=net)
+    (odd,) = found.odd
+    assert "eval()" in odd and "as `judge`" not in str(found)
+
+
+def test_examine_names_a_larger_map_in_the_middle_and_a_strided_bottleneck(digits):
+    wide, batch = get_model("plain20"), healthy(digits).batch(600)
+    wide.layer2[0].conv1.padding = (2, 2)
+    (odd,) = checks.examine(wide, batch).odd
+    assert "padding" in odd
+    small = models.resnet50(num_classes=10)
+    small.conv1, small.maxpool = nn.Conv2d(3, 64, 3, padding=1), nn.Identity()
+    small.layer1[0].conv2.stride = small.layer1[0].downsample[0].stride = (2, 2)
+    (odd,) = checks.examine(small, batch).odd
+    assert "stride" in odd
 
 
 IMAGES = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -175,8 +175,11 @@ def _labels(found: Findings, x: Tensor, y: Tensor | None) -> None:
     distance = torch.cdist(x, total / count[:, None])
     own = (x - (total[y] - x) / (count[y] - 1)[:, None]).norm(dim=1)
     distance[torch.arange(len(y)), y] = own
-    right = (distance.argmin(1) == y).float().mean().item()
-    chance = (count.max() / len(y)).item()
+    said = distance.argmin(1)
+    right = (said == y).float().mean().item()
+    # Of labels that have nothing to do with what is said, however rare a class is.
+    told = torch.bincount(said, minlength=len(kinds)).to(count)
+    chance = (told @ count).item() / len(y) ** 2
     limit = chance + 3 * math.sqrt(chance * (1 - chance) / len(y))
     found.say(
         right < limit,
@@ -211,40 +214,40 @@ def _answers(found: Findings, model: nn.Module, x: Tensor, y: Tensor | None) -> 
         found.fine.append(
             f"the loss now is {first:.2f}; guessing would cost {chance:.2f}"
         )
-    if any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-        found.unknown.append(
-            "whether you call eval() before the test: give the test as `judge`"
-        )
 
 
 def _maps(found: Findings, model: nn.Module, x: Tensor) -> None:
     side = x.shape[-1]
-    sizes, strides = [], []
+    sizes, larger, shrinks = [], [], []
 
-    def note(conv: nn.Conv2d, _, out: Tensor) -> None:
+    def note(conv: nn.Conv2d, inputs: tuple, out: Tensor) -> None:
         sizes.append(out.shape[-1])
-        strides.append(max(conv.stride))
+        if out.shape[-1] > math.ceil(inputs[0].shape[-1] / conv.stride[-1]):
+            larger.append(out.shape[-1])
 
-    with _watching(model, nn.Conv2d, note):
+    def note_block(_, inputs: tuple, out: Tensor) -> None:
+        shrinks.append(out.shape[-1] < inputs[0].shape[-1])
+
+    kinds = [type(block) for block, _ in _pairs(model)] or [type(None)]
+    with _watching(model, nn.Conv2d, note), _watching(model, kinds[0], note_block):
         model(x[:2])
     if not sizes:
         found.unknown.append("the sizes of the maps: there is no convolution")
         return
     found.say(
-        max(sizes) > side,
-        f"padding: a map has {max(sizes)} pixels a side, more than the image's {side}. "
-        "A 3×3 convolution keeps the size with padding 1",
+        bool(larger),
+        f"padding: {len(larger)} of the convolutions make their map larger, to "
+        f"{max(larger, default=0)} pixels a side. A 3×3 convolution keeps the size "
+        "with padding 1",
         f"no map is larger than the image's {side} pixels",
     )
     # A net made for small images keeps them at first; one that halves at once is the
     # other family, made for images of some 200 pixels.
-    kept = sizes[0] >= side
-    early = kept and len(sizes) > 1 and strides[1] > 1
     found.say(
-        early,
-        f"stride: after a first layer that keeps {sizes[0]} pixels, the very next one "
-        f"halves them, and {sizes[-1]} are left at the end. Does a block stride that "
-        "should keep the size?",
+        sizes[0] >= side and shrinks[:1] == [True],
+        f"stride: after a first layer that keeps {sizes[0]} pixels, the very next "
+        f"block halves them, and {sizes[-1]} are left at the end. Does a block stride "
+        "that should keep the size?",
         f"the maps end with {sizes[-1]} pixels a side",
     )
 
@@ -258,7 +261,16 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
         names = [n for n in ("shortcut", "downsample") if hasattr(module, n)]
         if len(convs) >= 2 and names:
             pairs.append((module, getattr(module, names[0])))
-    return pairs
+    # Some give a shortcut to those blocks alone that change the shape.
+    kinds, known = {type(block) for block, _ in pairs}, {block for block, _ in pairs}
+    alike = [m for m in model.modules() if type(m) in kinds and m not in known]
+    return pairs + [(block, None) for block in alike]
+
+
+def _normalises_first(block: nn.Module) -> bool:
+    """Whether it is pre-activation: its projection needs no normalisation."""
+    kinds = [type(child).__name__ for child in block.children()]
+    return "Norm" in next((k for k in kinds if "Norm" in k or "Conv" in k), "")
 
 
 def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
@@ -286,12 +298,13 @@ def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
             out = block(given)
             changed += not torch.equal(given.nan_to_num(), before.nan_to_num())
             way = before if shortcut is None else shortcut(before.clone())
-        narrow += way.shape[1] != out.shape[1]
+        narrow += way.shape[1] == 1 != out.shape[1]
         layers = [] if shortcut is None else shortcut.modules()
         kinds = [type(m).__name__ for m in layers]
-        bare += "Conv2d" in kinds and not any("Norm" in kind for kind in kinds)
+        normed = any("Norm" in kind for kind in kinds) or _normalises_first(block)
+        bare += "Conv2d" in kinds and not normed
         same = way.shape == out.shape and torch.equal(way, before)
-        if same and (before >= 0).all():
+        if same and (before >= 0).all() and not torch.equal(out, before):
             positive = before > 0
             identities += 1
             lifted += bool(positive.any() and not (out < before)[positive].any())
@@ -324,9 +337,9 @@ def _blocks(found: Findings, model: nn.Module, x: Tensor) -> None:
 
 def _layers(found: Findings, model: nn.Module, original: nn.Module) -> None:
     count = sum(
-        isinstance(m, nn.Linear)
-        or (isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1))
-        for m in model.modules()
+        isinstance(module, nn.Linear | nn.Conv2d)
+        and not re.search("shortcut|downsample", name)
+        for name, module in model.named_modules()
     )
     name = getattr(original, "name", None) or ""
     told = re.match(r"(?:resnet|plain)(\d+)", name) if isinstance(name, str) else None
@@ -384,6 +397,12 @@ def _rates(found: Findings, rates) -> None:
         found.unknown.append("the learning rate: log it and give it as `rates`")
         return
     rates = [float(rate) for rate in rates]
+    if max(rates) < 0.005:
+        found.unknown.append(
+            f"the learning rate: at most {max(rates):g}, usual for Adam and for "
+            "fine-tuning, small for SGD"
+        )
+        return
     found.say(
         min(rates) > 0.2 * max(rates) or rates[-1] > 0.2 * max(rates),
         f"rate: it ends at {rates[-1]:g}, not far from its highest, {max(rates):g}. It "
@@ -400,17 +419,19 @@ def _rates(found: Findings, rates) -> None:
 
 def _test(found: Findings, x: Tensor, judge) -> None:
     if judge is None:
-        found.unknown.append("how the test is made: give it as `judge`")
+        found.unknown.append(
+            "how the test is made, and whether eval() comes before: give it as `judge`"
+        )
         return
     with torch.no_grad():
-        first, second, alone = judge(x[:32]), judge(x[:32]), judge(x[:1])
+        first, second, two = judge(x[:32]), judge(x[:32]), judge(x[:2])
     again = (first - second).abs().max().item()
-    neighbours = (first[:1] - alone).abs().max().item()
+    neighbours = (first[:2] - two).abs().max().item()
     scale = first.std().item() + 1e-6
     if again > 1e-3 * scale:
         found.odd.append(
             "the test is random: two tests of the same images differ. Are they cropped "
-            "or flipped at random?"
+            "or flipped at random, or is eval() missing where there is dropout?"
         )
     else:
         found.say(

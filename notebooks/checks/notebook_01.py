@@ -123,6 +123,8 @@ def _look_at_deep_layers(deep, net, before, extra: int) -> None:
             "`net` itself has changed, its weights or BN's statistics: leave it as it "
             "is, and do not run it."
         )
+    if not all(module.training for each in (net, deep) for module in each.modules()):
+        raise Hint("`net` is in training mode: leave it so, and the deep net as well.")
     if len(grown) < sum(len([*layer.parameters()]) for layer in new):
         raise Hint(
             "the new layers are one and the same object, or share their weights: build "

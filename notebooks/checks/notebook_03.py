@@ -220,8 +220,8 @@ def _look_at_branch(name: str, block: BasicBlock) -> None:
     added = block.residual(x)
     if not added.isfinite().all() or added.abs().max() > 1e-6:
         raise Hint(
-            f"the branch of {name} still adds something: the last γ of a block, that "
-            "of bn2, scales all of it."
+            f"the branch of {name} still adds something: which layer comes last in it, "
+            "and which of its numbers multiplies?"
         )
     block.zero_grad()
     (block(x) * torch.randn_like(added)).sum().backward()
@@ -230,8 +230,8 @@ def _look_at_branch(name: str, block: BasicBlock) -> None:
     branch = [block.get_parameter(name).grad for name in names]
     if not any(gradient is not None and gradient.any() for gradient in branch):
         raise Hint(
-            f"the branch of {name} is silent for ever: its last γ has no gradient, so "
-            "no update wakes it. Set that γ alone to 0, and leave it free to learn."
+            f"the branch of {name} is silent for ever: nothing in it gets a gradient, "
+            "so no update wakes it. Silence its last step alone, and leave it free."
         )
 
 

@@ -1,7 +1,7 @@
 """Checks of notebook 04, training on CIFAR-10."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def check_training(training: Callable) -> str:
     """Judge `training(net, batches, rates)`: SGD, one update for each rate."""
     rates = [0.1, 0.1, 0.05, 0.01]
     net = _small_net()
-    losses = training(net, iter(_batches(6)), list(rates))
+    losses = training(net, _stream(6), list(rates))
     if not isinstance(losses, list) or len(losses) != len(rates):
         count = f"{len(losses)} numbers" if isinstance(losses, list) else losses
         raise Hint(f"for four rates you return {count}: a list of four is wanted.")
@@ -49,6 +49,15 @@ def check_training(training: Callable) -> str:
                 f"update is {other:.3f}."
             )
     return "A whole training: every update is the one that torch's own would make."
+
+
+def _stream(count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches, as many as a loop may look at that takes one for each rate."""
+    yield from _batches(count)
+    raise Hint(
+        "you read many more batches than there are rates, and a stream may be endless: "
+        "take one for each rate."
+    )
 
 
 def _small_net() -> nn.Module:

@@ -67,6 +67,12 @@ def _look_at_transparent(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> 
         torch.equal(bn.running_mean, mean) and torch.equal(bn.running_var, variance)
     ):
         raise Hint("leave the running statistics as they are: set weight and bias.")
+    given, set_by_you = (
+        {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        for tensors in ((bn.running_mean, bn.running_var), (bn.weight, bn.bias))
+    )
+    if given & set_by_you:
+        raise Hint("a statistic and γ or β are one tensor: copy the numbers.")
     x = torch.randn(8, 3, 4, 4).double()
     if near(copy.deepcopy(bn).double()(x), x, rtol=1e-3, atol=1e-3):
         return
