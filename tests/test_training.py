@@ -260,6 +260,7 @@ def test_evaluate_brings_images_and_statistics_to_the_model(monkeypatch):
 
     profile = devices.DeviceProfile(torch.device("meta"), "fp32", torch.channels_last)
     monkeypatch.setattr(devices.DeviceProfile, "autocast", lambda self: nullcontext())
+    monkeypatch.setattr(devices, "_usable", torch.device)
     for given in (profile, None):  # given, and found where the weights are
         norm = Normalisation.of(DATA.train.images, per_pixel=given is None)
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
@@ -531,7 +532,7 @@ def test_a_failed_recording_is_told(recorder, monkeypatch, refused):
     assert not recorder  # its streams cannot be
     fault = Mock(side_effect=RuntimeError("not permitted"))
     monkeypatch.setattr(devices, "record_cuda_graph", fault)
-    told = f"{TOLD} .not permitted"
+    told = f"{TOLD} Restart the kernel first: .* .not permitted"
     refused(told, fit, small_net(), DATA, RECIPE, error=RuntimeError, **HERE)
 
 

@@ -236,9 +236,8 @@ def _maps(found: Findings, model: nn.Module, x: Tensor) -> None:
         return
     found.say(
         bool(larger),
-        f"padding: {len(larger)} of the convolutions make their map larger, to "
-        f"{max(larger, default=0)} pixels a side. A 3×3 convolution keeps the size "
-        "with padding 1",
+        f"padding: a convolution makes its map larger, to {max(larger, default=0)} "
+        "pixels a side. A 3×3 convolution keeps the size with padding 1",
         f"no map is larger than the image's {side} pixels",
     )
     # A net made for small images keeps them at first; one that halves at once is the
