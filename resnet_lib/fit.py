@@ -195,6 +195,12 @@ def _train(
     progress: bool,
 ) -> str:
     """Steps, rows and checkpoints, to the end or to a reason to stop: the status."""
+    if state.iteration == 0:
+        ranks.on_rank_zero(state.check_weights)
+        if folder:  # or a second call would begin with weights that have moved
+            folder.save()
+    if folder:
+        folder.snapshot()
     start = saved = time.monotonic()
     begun = start - state.seconds  # as if it had all been one sitting
     bar = progress_bar(
@@ -205,12 +211,6 @@ def _train(
         disable=not progress,
         mininterval=0.5,
     )
-    if state.iteration == 0:
-        ranks.on_rank_zero(state.check_weights)
-        if folder:  # or a second call would begin with weights that have moved
-            folder.save()
-    if folder:
-        folder.snapshot()
     with bar, stop_requests() as requests:
         while not state.at_end:
             state.step()
