@@ -107,7 +107,7 @@ def _exact_flags(tf32: bool) -> Iterator[tuple[Callable, Callable, object]]:
     one changes some of the new.
     """
     backends = torch.backends
-    cudnn, cpu = backends.cudnn, getattr(backends.mkldnn, "matmul", None)
+    cudnn = backends.cudnn
     wanted = {(cudnn, "enabled"): True, (cudnn, "benchmark"): False}
     wanted |= {(cudnn, "deterministic"): True, (cudnn, "allow_tf32"): tf32}
     matmul = "high" if tf32 else "highest"
@@ -115,7 +115,8 @@ def _exact_flags(tf32: bool) -> Iterator[tuple[Callable, Callable, object]]:
     if hasattr(cudnn, "conv"):
         for works in (cudnn.conv, cudnn.rnn, backends.cuda.matmul):
             wanted[works, "fp32_precision"] = "tf32" if tf32 else "ieee"
-        wanted[cpu, "fp32_precision"] = cpu.fp32_precision  # as it is
+        cpu = backends.mkldnn.matmul  # which the first flag would change as well
+        wanted[cpu, "fp32_precision"] = cpu.fp32_precision
     for flag, value in wanted.items():
         yield partial(getattr, *flag), partial(setattr, *flag), value
 

@@ -502,12 +502,20 @@ def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(recorder, monkeypatch):
     assert cpu.iteration == gpu.iteration == 3
 
 
-def test_a_run_is_replayed_unless_it_is_told_not_to(recorder):
+def test_a_run_is_replayed_unless_it_is_told_not_to(recorder, monkeypatch):
+    graphs, make = [], Training.__init__
+
+    def note(state, *given, **more):
+        make(state, *given, **more)
+        graphs.append(state.graphs)
+
+    monkeypatch.setattr(Training, "__init__", note)
     for options, count in (({"graphed": False}, 0), ({}, 1)):
         expected_minutes(small_net(), DATA, RECIPE, "cpu", **options)
         assert len(recorder) == count
         fit(small_net(), DATA, RECIPE, device="cpu", progress=False, **options)
         assert len(recorder) == 2 * count
+        assert not any(graphs)  # a GPU has its memory back
 
 
 TOLD = "An update is recorded once, .* graphed=False."

@@ -238,7 +238,7 @@ def _maps(found: Findings, model: nn.Module, x: Tensor) -> None:
         bool(larger),
         f"padding: a convolution makes its map larger, to {max(larger, default=0)} "
         "pixels a side. A 3×3 convolution keeps the size with padding 1",
-        f"no map is larger than the image's {side} pixels",
+        "no convolution makes its map larger",
     )
     # A net made for small images keeps them at first; one that halves at once is the
     # other family, made for images of some 200 pixels.
