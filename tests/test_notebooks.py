@@ -3,7 +3,6 @@
 import ast
 import copy
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,9 +15,8 @@ from tempfile import gettempdir
 import nbformat
 import pytest
 
-from resnet_lib import PAPER
 from resnet_lib.paths import data_home
-from resnet_lib.runs import load_run, longest_study, read_history, recorded_runs
+from resnet_lib.runs import load_run, longest_study, recorded_runs
 from workshop.execute import STATE, VIEW, lost_widgets, numbered
 from workshop.results import PAPER_ERRORS
 from workshop.starts import recorded
@@ -168,31 +166,47 @@ def test_05_tells_what_the_starts_show():
     assert f"ends at {100 * again:.0f} %, not {100 * built:.0f} %" in told
 
 
-def test_05_tells_how_far_the_second_seed_is():
-    net, told = "resnet56-paper-64k", text(lesson("05"), "markdown")
-    at = int(re.search(r"after ([\d,]+) iterations its", told)[1].replace(",", ""))
+def test_the_seeds_of_the_deep_residual_net_are_told_as_recorded():
+    names = ("resnet56-paper-64k", "resnet56-paper-64k-seed1", "resnet20-paper-64k")
+    runs = [load_run(name) for name in names]
+    first, second, shallow = (f"{100 * run.final['test_error']:.2f}" for run in runs)
+    told = text(lesson("05"), "markdown")
+    assert f"one ends at {first} %, the other at {second} %" in told
+    assert f"(one run, {shallow} %)" in told
+    readme = (data_home().parent / "README.md").read_text("utf-8")
+    assert f"({first} and {second} %, against {shallow} % with 20 layers)" in readme
+    judged = [run.history.set_index("iteration")["test_error"] for run in runs]
+    words = re.search(
+        r"after ([\d,]+) iterations they have ([\d.]+) and ([\d.]+) %", told
+    )
+    at = int(words[1].replace(",", ""))
+    assert words.groups()[1:] == tuple(f"{100 * row[at]:.2f}" for row in judged[:2])
 
-    def error(folder):
-        rows = read_history(data_home() / folder / "history.csv")
-        judged = {row["iteration"]: row["test_error"] for row in rows}
-        judged = {i: error for i, error in judged.items() if not math.isnan(error)}
-        assert folder.startswith("runs") or at == max(judged) < PAPER.iterations
-        return judged[at]
 
-    second, first = error(f"unfinished/{net}-seed1"), error(f"runs/{net}")
-    errors = f"is {100 * second:.2f} %, seed 0's was {100 * first:.2f} %"
-    assert f"its test error {errors}" in told
+def test_05_tells_the_medians_of_its_figure():
+    path = lesson("05")
+    pictures = [
+        out.data["text/plain"] for c in cells(path) for out in shown(c, "image/png")
+    ]
+    (alt,) = [alt for alt in pictures if "Medians:" in alt]
+    at = dict(re.findall(r"(\w+\d\d(?:, seed 1)?) (\d\.\d\d)", alt))
+    told = text(path, "markdown")
+    assert f"({at['plain20']} → {at['plain56']})" in told
+    assert f"({at['resnet20']} → {at['resnet56']} and {at['resnet56, seed 1']})" in told
 
 
-def test_one_seed_is_spoken_of_as_long_as_there_is_one():
+def test_the_seeds_are_counted_as_recorded():
     study = longest_study(recorded_runs())
     counts = Counter((run.net, run.layers) for run in study.values())
-    alone = max(counts.values()) == 1
-    said = {"01": "with one seed each", "08": "The long nets have one seed each"}
-    for number, words in said.items():
-        assert (words in text(lesson(number), "markdown")) is alone
+    several = {net: seeds for net, seeds in counts.items() if seeds > 1}
+    told = text(lesson("08"), "markdown")
     readme = (data_home().parent / "README.md").read_text("utf-8")
-    assert ("Each net has one seed" in readme) is alone
+    for words, where in (
+        ("resnet56 has two seeds", told),
+        ("each other long net has one", told),
+        ("each other net has one seed", readme),
+    ):
+        assert (words in where) is (several == {("residual", 56): 2})
 
 
 def test_08_has_the_errors_of_the_study():
