@@ -175,12 +175,11 @@ def test_the_seeds_of_the_deep_residual_net_are_told_as_recorded():
     assert f"(one run, {shallow} %)" in told
     readme = (data_home().parent / "README.md").read_text("utf-8")
     assert f"({first} and {second} %, against {shallow} % with 20 layers)" in readme
-    judged = [run.history.set_index("iteration")["test_error"] for run in runs]
-    words = re.search(
-        r"after ([\d,]+) iterations they have ([\d.]+) and ([\d.]+) %", told
-    )
-    at = int(words[1].replace(",", ""))
-    assert words.groups()[1:] == tuple(f"{100 * row[at]:.2f}" for row in judged[:2])
+    words = r"after ([\d,]+) iterations, still in bf16, their training errors are"
+    at, *errors = re.search(rf"{words} ([\d.]+) and ([\d.]+) %", told).groups()
+    for run, error in zip(runs, errors, strict=False):
+        history = run.history.set_index("iteration")["train_error"]
+        assert error == f"{100 * history[int(at.replace(',', ''))]:.2f}"
 
 
 def test_05_tells_the_medians_of_its_figure():
